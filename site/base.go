@@ -1,0 +1,105 @@
+package site
+
+import (
+	"context"
+
+	"github.com/gomlx/compute"
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/gomlx/core/graph"
+	"github.com/gomlx/gomlx/core/tensors"
+	"github.com/gomlx/gomlx/ml/model"
+)
+
+// Base is a frozen model that adapters can be attached to.
+type Base interface {
+	// Backend runs the programs built from this base.
+	Backend() compute.Backend
+	// Store holds the frozen parameters; programs read it and never change it.
+	Store() *model.Store
+	// DType is the compute dtype, see [Pass].
+	DType() dtypes.DType
+	// ModelType is config.json's model_type ("llama"), or "" for a foreign model.
+	ModelType() string
+	// NameOrPath is where the base was loaded from, "" when it was made in memory.
+	NameOrPath() string
+	// Modules lists every module that can be a site, in the order of the forward pass.
+	Modules() []Module
+	// Parameters lists every parameter once, tied ones too, in checkpoint order.
+	Parameters() []Parameter
+}
+
+// LanguageModel is a base that maps token ids to logits over a vocabulary.
+type LanguageModel interface {
+	Base
+	// Hidden builds the model up to and including the final norm: [batch, length, hidden] in p.DType.
+	Hidden(p *Pass, in Tokens) *graph.Node
+	// Logits builds the head on hidden states [..., hidden] -> [..., vocabulary].
+	Logits(p *Pass, hidden *graph.Node) *graph.Node
+	// Head is the module that Logits uses.
+	Head() Module
+	// VocabSize is the number of logits.
+	VocabSize() int
+	// MaxPositions is the longest sequence the model was made for.
+	MaxPositions() int
+	// NewCache returns the shapes of an empty key/value cache, see [Cache].
+	CacheShape() CacheShape
+}
+
+// Tokens is the input of a language model.
+type Tokens struct {
+	// IDs are token ids, [batch, length] int32.
+	IDs *graph.Node
+	// Positions are the positions for rotary or learned embeddings, [batch, length]
+	// int32. nil: 0, 1, ... length-1 in every row.
+	Positions *graph.Node
+	// Segments, [batch, length] int32: a token attends to earlier tokens of its own
+	// segment only, and 0 marks padding. nil: every row is one segment; this is
+	// also right for rows padded on the right, whose padding nobody reads.
+	Segments *graph.Node
+	// Cache, if not nil, holds the keys and values of earlier passes and receives
+	// those of this one.
+	Cache *Cache
+}
+
+// CacheShape says what a key/value cache holds.
+type CacheShape struct {
+	Layers, KVHeads, HeadDim int
+}
+
+// Cache is a key/value cache of fixed length while a graph is built. Slots are
+// shared by all rows: the pass writes its tokens to slots Index, Index+1, ...;
+// rows of unequal length are padded on the left and start at slot Starts[row].
+type Cache struct {
+	// Keys and Values, per layer, [batch, slots, kvHeads, headDim]. A pass replaces
+	// them by the updated nodes. For the first pass (Index nil) they are nil, and
+	// the pass leaves its own keys and values, [batch, length, ...].
+	Keys, Values []*graph.Node
+	// Index is the slot of the pass's first token, int32 scalar.
+	Index *graph.Node
+	// Starts is each row's first used slot, [batch] int32.
+	Starts *graph.Node
+}
+
+// View is a base seen through a selection of adapters: what generation and
+// evaluation run. A plain base is a view with no adapters.
+type View interface {
+	// LanguageModel is the base below.
+	LanguageModel() LanguageModel
+	// Arguments are the tensors that a program needs besides its own inputs: the
+	// adapters' values. Their number and shapes depend only on Structure.
+	Arguments() ([]*tensors.Tensor, error)
+	// Hook binds the arguments' nodes in a graph under construction; nil without adapters.
+	Hook(arguments []*graph.Node) Hook
+	// Structure identifies the program: views with equal structures over one base
+	// share compiled programs.
+	Structure() string
+}
+
+// Exporter is a base that can write itself as a checkpoint in its own format.
+type Exporter interface {
+	// Export writes the base to the folder dir, tensor by tensor. edit sees each
+	// tensor as row-major float32 values, may change them in place, and reports
+	// whether it did; unchanged tensors are copied as they are. Changed values are
+	// rounded once to the stored dtype.
+	Export(ctx context.Context, dir string, edit func(p Parameter, values []float32) (changed bool, err error)) error
+}
