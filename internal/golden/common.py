@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shutil
+import warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,6 +21,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # transformers warns about itself
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(int(os.environ.get("GOLDEN_THREADS", "2")))

@@ -20,6 +20,8 @@ SIZES = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_
              eos_token_id=2, tie_word_embeddings=False)
 # Variants that are about one option keep their files small: tied, fewer and wider heads, less feed-forward.
 SMALL = SIZES | dict(intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
+# Variants about one activation or storage format are smaller still.
+TINY = SMALL | dict(hidden_size=16)
 
 
 def rope(kind, theta=10000.0, **options):
@@ -45,9 +47,9 @@ CASES = {
     "llama_tied": Case(LlamaConfig, SIZES | dict(tie_word_embeddings=True)),
     "llama_bias": Case(LlamaConfig, SMALL | dict(attention_bias=True, mlp_bias=True)),
     "llama_headdim": Case(LlamaConfig, SMALL | dict(head_dim=24)),
-    "llama_gelu": Case(LlamaConfig, SMALL | dict(hidden_act="gelu"), [dict(hidden_act="silu")], whole=False),
-    "llama_gelu_tanh": Case(LlamaConfig, SMALL | dict(hidden_act="gelu_pytorch_tanh"), [dict(hidden_act="gelu")], whole=False),
-    "llama_relu": Case(LlamaConfig, SMALL | dict(hidden_act="relu"), [dict(hidden_act="silu")], whole=False),
+    "llama_gelu": Case(LlamaConfig, TINY | dict(hidden_act="gelu"), [dict(hidden_act="silu")], whole=False),
+    "llama_gelu_tanh": Case(LlamaConfig, TINY | dict(hidden_act="gelu_pytorch_tanh"), [dict(hidden_act="gelu")], whole=False),
+    "llama_relu": Case(LlamaConfig, TINY | dict(hidden_act="relu"), [dict(hidden_act="silu")], whole=False),
     "llama3_rope": Case(LlamaConfig, SMALL | rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                                                   original_max_position_embeddings=32), [PLAIN_ROPE]),
     "linear_rope": Case(LlamaConfig, SMALL | rope("linear", factor=4.0), [PLAIN_ROPE]),
@@ -61,8 +63,8 @@ CASES = {
                           [dict(use_sliding_window=False), dict(max_window_layers=0)]),
     "qwen3": Case(Qwen3Config, SIZES | dict(head_dim=16)),
     "smollm2": Case(LlamaConfig, SMALL | rope("default", 100000.0), dtype=torch.bfloat16, whole=False),
-    "llama_f16": Case(LlamaConfig, SMALL, dtype=torch.float16, whole=False),
-    "llama_f64": Case(LlamaConfig, SMALL, dtype=torch.float64, whole=False),
+    "llama_f16": Case(LlamaConfig, TINY, dtype=torch.float16, whole=False),
+    "llama_f64": Case(LlamaConfig, TINY, dtype=torch.float64, whole=False),
     "llama_sharded": Case(LlamaConfig, SMALL, shard="12KB", whole=False),
 }
 # The keys that transformers 4 wrote and that hub checkpoints still carry.
@@ -88,7 +90,7 @@ def forward(folder, ids, **kwargs):
 def golden(folder, case):
     out = {"input_ids": random_ids((2, 16), case, "plain")}
     run = forward(folder, out["input_ids"], output_hidden_states=True)
-    out["logits"], out["hidden_1"], out["hidden_last"] = run.logits, run.hidden_states[1], run.hidden_states[-1]
+    out["logits"], out["hidden_1"] = run.logits, run.hidden_states[1]
     for side in ("left", "right"):
         ids, mask, positions = padded([10, 7, 3], side, case)
         out |= {f"{side}_ids": ids, f"{side}_mask": mask, f"{side}_positions": positions,
@@ -111,7 +113,7 @@ def golden(folder, case):
             torch.testing.assert_close(packed[row:row + 1, start:start + size], alone, rtol=1e-4, atol=1e-4)
             start += size
     out |= {"packed_ids": ids, "packed_positions": positions, "packed_segments": segments, "packed_logits": packed}
-    out["long_ids"] = random_ids((1, 48), case, "long")
+    out["long_ids"] = random_ids((1, 40), case, "long")
     out["long_logits"] = forward(folder, out["long_ids"]).logits
     return out
 
