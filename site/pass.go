@@ -41,7 +41,7 @@ func (p *Pass) Apply(s *Site) *graph.Node {
 	return p.Hook.Apply(p, s)
 }
 
-// Parameter returns the value of a bare parameter. See [Hook].
+// Parameter returns the value of a parameter. Bases read every parameter through it. See [Hook].
 func (p *Pass) Parameter(name string, base func() *graph.Node) *graph.Node {
 	if p.Hook == nil {
 		return base()

@@ -94,9 +94,10 @@ type Site struct {
 type Hook interface {
 	// Apply returns the output of one use of a module: s.Base(s.X) where no adapter applies.
 	Apply(p *Pass, s *Site) *graph.Node
-	// Parameter returns the value to use for a bare parameter of the base, in any
-	// float dtype. base returns the frozen value; it creates the parameter node
-	// only when called, so that a replaced parameter is no input of the program.
+	// Parameter returns the value to use for a parameter of the base, weights of
+	// linears and embeddings included, in any float dtype. base returns the frozen
+	// value; it creates the parameter node only when called, so that a replaced
+	// parameter is no input of the program.
 	Parameter(p *Pass, name string, base func() *graph.Node) *graph.Node
 	// Adapts reports whether the hook changes the module at path or any parameter
 	// of it: a loss may take shortcuts through a module that is frozen.

@@ -1,0 +1,95 @@
+package peft
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/gopeft/gopeft/site"
+)
+
+// Config is one method's configuration: a plain struct of its package, such as
+// lora.LoraConfig.
+type Config interface {
+	// PeftType is the method's name in adapter_config.json, "LORA".
+	PeftType() string
+	// Validate reports the first setting that makes no sense on any base.
+	Validate() error
+	// Attach plans an adapter on a base. It builds no graph and reads no weight,
+	// and fails where a pattern of the configuration matches nothing.
+	Attach(base site.Base) (Adapter, error)
+	// Common returns the fields that all methods share.
+	Common() PeftConfig
+	// WithCommon returns a copy with other shared fields.
+	WithCommon(PeftConfig) Config
+}
+
+// PeftConfig holds the fields of adapter_config.json that all methods share. The
+// zero value is a causal language model adapter of an unnamed base.
+type PeftConfig struct {
+	// TaskType is "CAUSAL_LM", "SEQ_CLS", ...; empty for none.
+	TaskType string `json:"task_type"`
+	// BaseModelNameOrPath is filled from the base when empty.
+	BaseModelNameOrPath string `json:"base_model_name_or_path"`
+	// Revision of the base model.
+	Revision string `json:"revision"`
+	// Version is peft_version of the file the configuration was read from.
+	Version string `json:"peft_version"`
+	// Unknown holds keys of a file that this version does not know. They are
+	// written back as they were.
+	Unknown map[string]json.RawMessage `json:"-"`
+}
+
+// Common returns c itself; it makes every struct that embeds a PeftConfig share it.
+func (c PeftConfig) Common() PeftConfig { return c }
+
+// A Decoder reads a method's configuration from the bytes of adapter_config.json.
+type Decoder func(data []byte) (Config, error)
+
+var registry = struct {
+	sync.Mutex
+	decoders map[string]Decoder
+}{decoders: map[string]Decoder{}}
+
+// Register makes a method known by its peft_type, so that [LoadAdapter] can open
+// its files. Methods call it in init; registering a type twice panics.
+func Register(peftType string, decode Decoder) {
+	registry.Lock()
+	defer registry.Unlock()
+	if _, ok := registry.decoders[peftType]; ok {
+		panic(fmt.Sprintf("peft: method %q registered twice", peftType))
+	}
+	registry.decoders[peftType] = decode
+}
+
+// packages names the import that registers a method, for the error of one that is not imported.
+var packages = map[string]string{
+	"LORA": "github.com/gopeft/gopeft/lora",
+}
+
+// DecodeConfig reads an adapter_config.json of any registered method.
+func DecodeConfig(data []byte) (Config, error) {
+	var head struct {
+		PeftType *string `json:"peft_type"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return nil, fmt.Errorf("peft: adapter_config.json: %w", err)
+	}
+	if head.PeftType == nil {
+		return nil, fmt.Errorf(`peft: adapter_config.json: missing required key "peft_type"`)
+	}
+	registry.Lock()
+	decode, ok := registry.decoders[*head.PeftType]
+	known := slices.Sorted(maps.Keys(registry.decoders))
+	registry.Unlock()
+	if !ok {
+		if path, ok := packages[*head.PeftType]; ok {
+			return nil, fmt.Errorf("peft: method %q is not linked into this program: import _ %q", *head.PeftType, path)
+		}
+		return nil, fmt.Errorf("peft: unsupported peft_type %q (this program knows %s)", *head.PeftType, strings.Join(known, ", "))
+	}
+	return decode(data)
+}

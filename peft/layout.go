@@ -1,0 +1,196 @@
+package peft
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
+	"github.com/gomlx/gomlx/core/graph"
+	"github.com/gomlx/gomlx/core/tensors"
+)
+
+// largeTensor is the size from which a tensor is an argument of its own instead of
+// a part of the flat vector: joining large gradients would cost a second copy.
+const largeTensor = 4 << 20
+
+// Layout says where an adapter's tensors lie in a program's arguments: one flat
+// float32 vector for all but the large ones, then one argument for each large one.
+// It is a function of the parameter list alone.
+type Layout struct {
+	params []Param
+	// offset in the flat vector, or -1-k for the k-th large tensor.
+	offset []int
+	flat   int
+	large  []int // indices into params
+	index  map[string]int
+}
+
+// NewLayout lays out parameters in the order given.
+func NewLayout(params []Param) (*Layout, error) {
+	l := &Layout{params: params, offset: make([]int, len(params)), index: make(map[string]int, len(params))}
+	for i, p := range params {
+		if _, dup := l.index[p.Name]; dup {
+			return nil, fmt.Errorf("peft: two trainable tensors have the name %q", p.Name)
+		}
+		l.index[p.Name] = i
+		if size := p.Size(); size <= 0 {
+			return nil, fmt.Errorf("peft: trainable tensor %q has shape %v", p.Name, p.Shape)
+		} else if size > largeTensor {
+			l.offset[i] = -1 - len(l.large)
+			l.large = append(l.large, i)
+		} else {
+			l.offset[i] = l.flat
+			l.flat += size
+		}
+	}
+	return l, nil
+}
+
+// Params returns the parameters in order.
+func (l *Layout) Params() []Param { return l.params }
+
+// NumArguments is the number of tensors that hold the values: the flat vector and
+// the large tensors.
+func (l *Layout) NumArguments() int { return 1 + len(l.large) }
+
+// FlatSize is the number of elements of the flat vector, at least 1.
+func (l *Layout) FlatSize() int { return max(1, l.flat) }
+
+// NumValues is the number of trainable values.
+func (l *Layout) NumValues() int {
+	n := l.flat
+	for _, i := range l.large {
+		n += l.params[i].Size()
+	}
+	return n
+}
+
+// Init returns the initial values: each tensor from a generator seeded by (seed,
+// name), so that neither order nor other adapters change it.
+func (l *Layout) Init(seed uint64) []*tensors.Tensor {
+	return l.build(func(p Param, values []float32) {
+		if p.Init == nil {
+			return
+		}
+		h := sha256.Sum256(binary.LittleEndian.AppendUint64([]byte(p.Name+"\x00"), seed))
+		p.Init(rand.New(rand.NewPCG(binary.LittleEndian.Uint64(h[:]), binary.LittleEndian.Uint64(h[8:]))), values)
+	})
+}
+
+// build makes argument tensors on the host, each parameter's values set by fill.
+func (l *Layout) build(fill func(p Param, values []float32)) []*tensors.Tensor {
+	flat := make([]float32, l.FlatSize())
+	out := make([]*tensors.Tensor, 1, l.NumArguments())
+	for i, p := range l.params {
+		if o := l.offset[i]; o >= 0 {
+			fill(p, flat[o:o+p.Size()])
+			continue
+		}
+		values := make([]float32, p.Size())
+		fill(p, values)
+		out = append(out, tensors.FromFlatDataAndDimensions(values, p.Shape...))
+	}
+	out[0] = tensors.FromFlatDataAndDimensions(flat, len(flat))
+	return out
+}
+
+// Host copies every parameter's values from argument tensors to the host.
+func (l *Layout) Host(arguments []*tensors.Tensor) (map[string][]float32, error) {
+	if err := l.check(arguments); err != nil {
+		return nil, err
+	}
+	host := make([][]float32, len(arguments))
+	for i, t := range arguments {
+		values, err := tensors.CopyFlatData[float32](t)
+		if err != nil {
+			return nil, fmt.Errorf("peft: reading adapter values: %w", err)
+		}
+		host[i] = values
+	}
+	byName := make(map[string][]float32, len(l.params))
+	for i, p := range l.params {
+		if o := l.offset[i]; o >= 0 {
+			byName[p.Name] = host[0][o : o+p.Size() : o+p.Size()]
+		} else {
+			byName[p.Name] = host[-o]
+		}
+	}
+	return byName, nil
+}
+
+// FromHost is the inverse of [Layout.Host]: every parameter must be in byName.
+func (l *Layout) FromHost(byName map[string][]float32) ([]*tensors.Tensor, error) {
+	for _, p := range l.params {
+		if got := len(byName[p.Name]); got != p.Size() {
+			return nil, fmt.Errorf("peft: tensor %q: want %d values, got %d", p.Name, p.Size(), got)
+		}
+	}
+	return l.build(func(p Param, values []float32) { copy(values, byName[p.Name]) }), nil
+}
+
+func (l *Layout) check(arguments []*tensors.Tensor) error {
+	if len(arguments) != l.NumArguments() {
+		return fmt.Errorf("peft: adapter has %d argument tensors, got %d", l.NumArguments(), len(arguments))
+	}
+	if got := arguments[0].Size(); got != l.FlatSize() || arguments[0].DType() != dtypes.Float32 {
+		return fmt.Errorf("peft: adapter vector: want float32 [%d], got %s", l.FlatSize(), arguments[0].Shape())
+	}
+	return nil
+}
+
+// Values are an adapter's tensors as nodes of a graph under construction.
+type Values struct {
+	layout *Layout
+	views  []*graph.Node
+}
+
+// Bind cuts the argument nodes into one view a parameter.
+func (l *Layout) Bind(arguments []*graph.Node) *Values {
+	v := &Values{layout: l, views: make([]*graph.Node, len(l.params))}
+	for i, p := range l.params {
+		if o := l.offset[i]; o >= 0 {
+			v.views[i] = graph.Reshape(graph.Slice(arguments[0], graph.AxisRange(o, o+p.Size())), p.Shape...)
+		} else {
+			v.views[i] = arguments[-o]
+		}
+	}
+	return v
+}
+
+// Get returns the node of the named tensor, float32.
+func (v *Values) Get(name string) *graph.Node {
+	i, ok := v.layout.index[name]
+	if !ok {
+		panic(fmt.Errorf("peft: adapter has no tensor %q", name))
+	}
+	return v.views[i]
+}
+
+// Views returns all nodes in the layout's order: what to take gradients of.
+func (v *Values) Views() []*graph.Node { return v.views }
+
+// Join arranges one node a parameter (gradients, say) as arguments: the flat
+// vector, then the large tensors.
+func (l *Layout) Join(nodes []*graph.Node) []*graph.Node {
+	var parts []*graph.Node
+	out := make([]*graph.Node, 1, l.NumArguments())
+	for i, n := range nodes {
+		if l.offset[i] >= 0 {
+			parts = append(parts, graph.Reshape(n, -1))
+		} else {
+			out = append(out, n)
+		}
+	}
+	switch len(parts) {
+	case 0:
+		out[0] = graph.Zeros(nodes[0].Graph(), shapes.Make(dtypes.Float32, 1))
+	case 1:
+		out[0] = parts[0]
+	default:
+		out[0] = graph.Concatenate(parts, 0)
+	}
+	return out
+}

@@ -1,0 +1,49 @@
+package peft
+
+import (
+	"fmt"
+	"strconv"
+)
+
+// Count is a number of trainable parameters out of all.
+type Count struct {
+	Trainable, All int64
+}
+
+// TrainableParameters counts the parameters of the active adapters, and those of
+// the base together with them, as peft's get_nb_trainable_parameters does.
+func (pm *PeftModel) TrainableParameters() Count {
+	var c Count
+	for _, p := range pm.set.base.Parameters() {
+		c.All += int64(p.Size())
+	}
+	pm.set.mu.RLock()
+	defer pm.set.mu.RUnlock()
+	for _, na := range pm.set.adapters {
+		c.All += int64(na.layout.NumValues())
+	}
+	for _, name := range pm.active {
+		if na, ok := pm.set.adapters[name]; ok {
+			c.Trainable += int64(na.layout.NumValues())
+		}
+	}
+	return c
+}
+
+// String is the line that peft's print_trainable_parameters prints:
+// "trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622".
+func (c Count) String() string {
+	return fmt.Sprintf("trainable params: %s || all params: %s || trainable%%: %.4f",
+		thousands(c.Trainable), thousands(c.All), 100*float64(c.Trainable)/float64(c.All))
+}
+
+// PrintTrainableParameters prints [PeftModel.TrainableParameters] on standard output.
+func (pm *PeftModel) PrintTrainableParameters() { fmt.Println(pm.TrainableParameters()) }
+
+func thousands(n int64) string {
+	s := strconv.FormatInt(n, 10)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
