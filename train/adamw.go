@@ -1,0 +1,88 @@
+package train
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/gomlx/core/graph"
+)
+
+// AdamW holds the constants of Adam with decoupled weight decay (Loshchilov and
+// Hutter, "Decoupled Weight Decay Regularization", 2019), computed as
+// torch.optim.AdamW does. The zero value is Beta1 0.9, Beta2 0.999, Epsilon 1e-8
+// and no decay.
+type AdamW struct {
+	Beta1, Beta2, Epsilon, WeightDecay float64
+}
+
+func (a AdamW) withDefaults() AdamW {
+	if a.Beta1 == 0 {
+		a.Beta1 = 0.9
+	}
+	if a.Beta2 == 0 {
+		a.Beta2 = 0.999
+	}
+	if a.Epsilon == 0 {
+		a.Epsilon = 1e-8
+	}
+	return a
+}
+
+// Validate reports a constant outside its range.
+func (a AdamW) Validate() error {
+	a = a.withDefaults()
+	switch {
+	case a.Beta1 < 0 || a.Beta1 >= 1 || a.Beta2 < 0 || a.Beta2 >= 1:
+		return fmt.Errorf("train: adamw: betas must be in [0, 1), got %g and %g", a.Beta1, a.Beta2)
+	case a.Epsilon < 0 || math.IsNaN(a.Epsilon):
+		return fmt.Errorf("train: adamw: epsilon must be positive, got %g", a.Epsilon)
+	case a.WeightDecay < 0 || math.IsNaN(a.WeightDecay):
+		return fmt.Errorf("train: adamw: weight decay must not be negative, got %g", a.WeightDecay)
+	}
+	return nil
+}
+
+// numScalars is the length of the vector that [AdamW.scalars] returns.
+const numScalars = 3
+
+// scalars are the numbers of a step that change from step to step, computed in
+// float64: step size lr/(1-beta1^t), 1/sqrt(1-beta2^t), and the factor 1-lr·decay.
+// step counts from 1.
+func (a AdamW) scalars(step int, lr float64) []float32 {
+	t := float64(step)
+	return []float32{
+		float32(lr / (1 - math.Pow(a.Beta1, t))),
+		float32(1 / math.Sqrt(1-math.Pow(a.Beta2, t))),
+		float32(1 - lr*a.WeightDecay),
+	}
+}
+
+// update builds one AdamW step on a tensor of any shape; scalars is the node of [AdamW.scalars].
+func (a AdamW) update(value, m, v, gradient, scalars *graph.Node) (newValue, newM, newV *graph.Node) {
+	at := func(i int) *graph.Node { return graph.Reshape(graph.Slice(scalars, graph.AxisElem(i))) }
+	gradient = graph.ConvertDType(gradient, dtypes.Float32)
+	newM = graph.Add(graph.MulScalar(m, a.Beta1), graph.MulScalar(gradient, 1-a.Beta1))
+	newV = graph.Add(graph.MulScalar(v, a.Beta2), graph.MulScalar(graph.Square(gradient), 1-a.Beta2))
+	denominator := graph.AddScalar(graph.Mul(graph.Sqrt(newV), at(1)), a.Epsilon)
+	newValue = graph.Sub(graph.Mul(value, at(2)), graph.Div(graph.Mul(newM, at(0)), denominator))
+	return newValue, newM, newV
+}
+
+// clip scales gradients so that their global norm is at most maxNorm (0: no
+// clipping), as torch.nn.utils.clip_grad_norm_ does, and returns the norm before.
+func clip(gradients []*graph.Node, maxNorm float64) (clipped []*graph.Node, norm *graph.Node) {
+	var squares *graph.Node
+	for _, g := range gradients {
+		squares = plus(squares, graph.ReduceAllSum(graph.Square(g)))
+	}
+	norm = graph.Sqrt(squares)
+	if maxNorm <= 0 {
+		return gradients, norm
+	}
+	factor := graph.MinScalar(graph.Div(graph.Scalar(norm.Graph(), dtypes.Float32, maxNorm), graph.AddScalar(norm, 1e-6)), 1.0)
+	for _, g := range gradients {
+		clipped = append(clipped, graph.Mul(g, factor))
+	}
+	return clipped, norm
+}

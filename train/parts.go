@@ -1,0 +1,80 @@
+package train
+
+import (
+	"runtime"
+
+	"github.com/gomlx/gomlx/core/tensors"
+	"golang.org/x/sync/errgroup"
+)
+
+// defaultParts is the number of pieces a batch is cut into on the Go backend.
+const defaultParts = 4
+
+// split cuts a batch into at most parts runs of rows.
+func (b Batch) split(parts int) []Batch {
+	parts = min(parts, b.Rows)
+	out := make([]Batch, 0, parts)
+	for i := range parts {
+		from, to := i*b.Rows/parts, (i+1)*b.Rows/parts
+		rows := func(values []int32) []int32 {
+			if values == nil {
+				return nil
+			}
+			return values[from*b.Length : to*b.Length]
+		}
+		out = append(out, Batch{
+			Rows: to - from, Length: b.Length, RowOffset: b.RowOffset + from,
+			IDs: rows(b.IDs), Labels: rows(b.Labels), Positions: rows(b.Positions), Segments: rows(b.Segments),
+		})
+	}
+	return out
+}
+
+// inParts runs the gradients program on the pieces of a batch side by side, one
+// core each, and adds their results to sums in order.
+func (s *stepper) inParts(sums []*tensors.Tensor, b Batch, call func(zeros []*tensors.Tensor, part Batch) ([]*tensors.Tensor, error)) ([]*tensors.Tensor, error) {
+	pieces := b.split(s.config.parts)
+	results := make([][]*tensors.Tensor, len(pieces))
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i, piece := range pieces {
+		group.Go(func() (err error) {
+			zeros := make([]*tensors.Tensor, len(sums))
+			for k, t := range sums {
+				zeros[k] = tensors.FromShape(t.Shape())
+			}
+			results[i], err = call(zeros, piece)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return addAll(sums, results)
+}
+
+// addAll returns sums plus all results, added in order.
+func addAll(sums []*tensors.Tensor, results [][]*tensors.Tensor) ([]*tensors.Tensor, error) {
+	out := make([]*tensors.Tensor, len(sums))
+	for k, t := range sums {
+		total, err := tensors.CopyFlatData[float32](t)
+		if err != nil {
+			return nil, err
+		}
+		for _, result := range results {
+			err := tensors.ConstFlatData(result[k], func(values []float32) {
+				for i, v := range values {
+					total[i] += v
+				}
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+		out[k] = tensors.FromFlatDataAndDimensions(total, t.Shape().Dimensions...)
+	}
+	for _, result := range results {
+		free(result)
+	}
+	return out, nil
+}

@@ -1,0 +1,94 @@
+package train
+
+import (
+	"errors"
+
+	"github.com/gomlx/compute"
+	"github.com/gomlx/gomlx/core/tensors"
+
+	"github.com/gopeft/gopeft/peft"
+)
+
+// ErrNotFinite is wrapped by the error of a step whose loss or gradient is NaN or
+// infinite. The state is that of before the step.
+var ErrNotFinite = errors.New("loss or gradient is not finite")
+
+// state is all that a run of training changes: for every trained adapter, in the
+// order of the view, its values and its first and second moments, each as
+// peft.Layout lays it out.
+type state struct {
+	values, m, v []*tensors.Tensor
+	// step counts the optimizer steps that were made.
+	step int
+	// shared marks values that belong to the model and must not be freed.
+	shared bool
+}
+
+// newState starts from the model's values with zero moments.
+func newState(pm *peft.PeftModel) (*state, error) {
+	values, err := pm.Arguments()
+	if err != nil {
+		return nil, err
+	}
+	s := &state{values: values, shared: true}
+	for _, t := range values {
+		s.m = append(s.m, tensors.FromShape(t.Shape()))
+		s.v = append(s.v, tensors.FromShape(t.Shape()))
+	}
+	return s, nil
+}
+
+// arguments are the state's tensors in the order of a program's inputs.
+func (s *state) arguments() []*tensors.Tensor {
+	return append(append(append([]*tensors.Tensor{}, s.values...), s.m...), s.v...)
+}
+
+// replace takes over a step's results and frees what they replace.
+func (s *state) replace(results []*tensors.Tensor) {
+	n := len(s.values)
+	if !s.shared {
+		free(s.values)
+	}
+	free(s.m)
+	free(s.v)
+	s.values, s.m, s.v, s.shared = results[:n:n], results[n:2*n:2*n], results[2*n:3*n:3*n], false
+}
+
+// publish gives the values to the model, which keeps them.
+func (s *state) publish(pm *peft.PeftModel) error {
+	values := s.values
+	for _, name := range pm.Active() {
+		layout, err := pm.Layout(name)
+		if err != nil {
+			return err
+		}
+		n := layout.NumArguments()
+		if err := pm.SetValues(name, values[:n]); err != nil {
+			return err
+		}
+		values = values[n:]
+	}
+	s.shared = true
+	return nil
+}
+
+// free releases device and host memory at once: the garbage collector does not
+// see the device's.
+func free(ts []*tensors.Tensor) {
+	for _, t := range ts {
+		_ = t.FinalizeAll() // already finalised is fine
+	}
+}
+
+// toDevice moves tensors made on the host to the backend and drops the host copy.
+func toDevice(b compute.Backend, ts []*tensors.Tensor) error {
+	for _, t := range ts {
+		if t.IsOnAnyDevice() {
+			continue
+		}
+		if err := t.ToDevice(b, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
