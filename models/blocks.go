@@ -1,0 +1,128 @@
+package models
+
+import (
+	"fmt"
+
+	"github.com/gomlx/compute/dtypes"
+	. "github.com/gomlx/gomlx/core/graph"
+
+	"github.com/gopeft/gopeft/internal/graphx"
+	"github.com/gopeft/gopeft/site"
+)
+
+// Blocks is one pass of one model: what a family's forward function builds with.
+// Each module is a [site.Site] that the pass's hook may change. Parameters,
+// weights too, are read through [site.Pass.Parameter], so that a hook can train
+// any of them; what the hook leaves alone is cut off from gradients.
+type Blocks struct {
+	*site.Pass
+	model *Model
+}
+
+// Weight returns the value of the named parameter in the pass's dtype.
+func (b *Blocks) Weight(name string) *Node {
+	value := b.Parameter(name, func() *Node { return b.frozen(name) })
+	return ConvertDType(value, b.DType)
+}
+
+// frozen returns the base's own value of a parameter, cut off from gradients.
+func (b *Blocks) frozen(name string) *Node {
+	v := b.model.store.GetVariable(site.VariablePath(name))
+	if v == nil {
+		panic(fmt.Errorf("models: %s has no parameter %q", b.model.config.ModelType, name))
+	}
+	return StopGradient(ConvertDType(v.NodeValue(b.Graph), b.DType))
+}
+
+// apply asks the hook for the output of the module at path on x.
+func (b *Blocks) apply(path string, x *Node, base func(m site.Module, x *Node) *Node) *Node {
+	m, ok := b.model.modules[path]
+	if !ok {
+		panic(fmt.Errorf("models: %s has no module %q", b.model.config.ModelType, path))
+	}
+	return b.Apply(&site.Site{
+		Module:       m,
+		X:            x,
+		Base:         func(x *Node) *Node { return base(m, x) },
+		FrozenWeight: func() *Node { return b.frozen(m.Weight()) },
+	})
+}
+
+// Linear is x·Wᵀ + bias: x [..., in] -> [..., out].
+func (b *Blocks) Linear(path string, x *Node) *Node {
+	return b.apply(path, x, func(m site.Module, x *Node) *Node {
+		y := graphx.MatMulT(x, b.Weight(m.Weight()))
+		if m.Bias {
+			bias := b.Weight(m.Path + ".bias")
+			y = Add(y, ExpandLeftToRank(bias, y.Rank()))
+		}
+		return y
+	})
+}
+
+// Embedding looks up rows: ids [batch, length] int32 -> [batch, length, features].
+func (b *Blocks) Embedding(path string, ids *Node) *Node {
+	return b.apply(path, ids, func(m site.Module, ids *Node) *Node {
+		return Gather(b.Weight(m.Weight()), InsertAxes(ids, -1))
+	})
+}
+
+// RMSNorm is x/√(mean(x²)+eps) over the last axis in float32, rounded to x's
+// dtype and then scaled, in this order as in Hugging Face's Llama
+// (Zhang and Sennrich 2019, arXiv:1910.07467).
+func (b *Blocks) RMSNorm(path string, x *Node, eps float64) *Node {
+	return b.recomputed([]*Node{x}, func(in []*Node) *Node {
+		return b.apply(path, in[0], func(m site.Module, x *Node) *Node {
+			wide := ConvertDType(x, dtypes.Float32)
+			mean := MulScalar(ReduceAndKeep(Square(wide), ReduceSum, -1), 1/float64(m.In))
+			// 1/Sqrt: Rsqrt has no gradient in GoMLX.
+			normed := Mul(wide, Reciprocal(Sqrt(AddScalar(mean, eps))))
+			scale := b.Weight(m.Weight())
+			return Mul(ConvertDType(normed, b.DType), ExpandLeftToRank(scale, x.Rank()))
+		})
+	})
+}
+
+// gated is act(gate)·up, the first half of a gated feed-forward block
+// (Shazeer 2020, arXiv:2002.05202).
+func (b *Blocks) gated(act activation, gate, up *Node) *Node {
+	return b.recomputed([]*Node{gate, up}, func(in []*Node) *Node {
+		return Mul(act(in[0]), in[1])
+	})
+}
+
+// recomputed builds f so that the backward pass computes it again from its inputs
+// instead of keeping what lies in between, where that pays: cheap elementwise work
+// on an accelerator in training. Inside a checkpointed block it must not, since the
+// end of the inner region would end the block's own.
+func (b *Blocks) recomputed(in []*Node, f func(in []*Node) *Node) *Node {
+	if !b.model.recompute || b.Checkpoint || !b.Training() {
+		return f(in)
+	}
+	marked := make([]*Node, len(in))
+	for i, x := range in {
+		marked[i] = x.Checkpoint()
+	}
+	return f(marked).StopCheckpoint()
+}
+
+// parametersOf lists the parameters of modules, tied ones once.
+func parametersOf(modules []site.Module) []site.Parameter {
+	var out []site.Parameter
+	for _, m := range modules {
+		shape := []int{m.Out, m.In}
+		switch {
+		case m.Kind == site.Embedding || m.Transposed:
+			shape = []int{m.In, m.Out}
+		case m.Kind == site.Norm:
+			shape = []int{m.In}
+		}
+		if m.TiedTo == "" {
+			out = append(out, site.Parameter{Name: m.Weight(), Shape: shape})
+		}
+		if m.Bias {
+			out = append(out, site.Parameter{Name: m.Path + ".bias", Shape: []int{m.Out}})
+		}
+	}
+	return out
+}

@@ -1,0 +1,209 @@
+package models
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/gomlx/compute"
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
+	"github.com/gomlx/gomlx/core/tensors"
+	"github.com/gomlx/gomlx/ml/model"
+
+	"github.com/gopeft/gopeft/internal/safetensors"
+	"github.com/gopeft/gopeft/site"
+)
+
+// Options says how a model is loaded. The zero value opens the best backend
+// there is and computes in the dtype that suits it.
+type Options struct {
+	// Backend names the backend: "go", "xla:cpu", "xla:cuda", ... "": GOMLX_BACKEND,
+	// else XLA if a plugin is installed, else Go.
+	Backend string
+	// On, if not nil, is the open backend to use instead; the model does not close it.
+	On compute.Backend
+	// DType is the dtype of parameters and computation: Float32, BFloat16 or
+	// Float16. Zero: bfloat16 on XLA:CUDA, else float32.
+	DType dtypes.DType
+	// Revision is the branch, tag or commit of a hub id; "": main.
+	Revision string
+}
+
+// source is a checkpoint's tensors, read lazily.
+type source interface {
+	Names() []string
+	Info(name string) (safetensors.TensorInfo, bool)
+	// Bytes are valid until Close or Release.
+	Bytes(name string) ([]byte, error)
+	// Release says that the tensor's bytes are not needed for now.
+	Release(name string)
+	Close() error
+}
+
+// Load reads a model from a Hugging Face folder, or from the hub (or its cache)
+// if nameOrPath is an id such as "HuggingFaceTB/SmolLM2-135M".
+//
+// Tensors go from the mapped file to the device one by one. A checkpoint that
+// does not fit its config.json is a [*LoadError]; an unsupported model_type, or
+// an option that changes the mathematics, is an error that names it.
+func Load(ctx context.Context, nameOrPath string, options Options) (*Model, error) {
+	dir, err := resolve(ctx, nameOrPath, options)
+	if err != nil {
+		return nil, fmt.Errorf("models: load %q: %w", nameOrPath, err)
+	}
+	m, err := loadFolder(ctx, dir, nameOrPath, options)
+	if err != nil {
+		return nil, fmt.Errorf("models: load %q: %w", nameOrPath, err)
+	}
+	return m, nil
+}
+
+func loadFolder(ctx context.Context, dir, name string, options Options) (*Model, error) {
+	configJSON, err := os.ReadFile(filepath.Join(dir, configFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("folder %s has no %s: %w", dir, configFile, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	arch, err := NewArchitecture(configJSON)
+	if err != nil {
+		return nil, err
+	}
+	open := func() (source, error) { return safetensors.OpenIndexed(dir) }
+	src, err := open()
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	report := compare(arch, src)
+	if !report.OK() {
+		return nil, &LoadError{Path: dir, Report: report}
+	}
+	m, err := newModel(arch, name, options)
+	if err != nil {
+		return nil, err
+	}
+	m.source = open
+	if err := m.upload(ctx, src); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+const configFile = "config.json"
+
+// newModel opens the backend and makes a model without parameters.
+func newModel(arch Architecture, name string, options Options) (*Model, error) {
+	backend, closeBackend, err := openBackend(options)
+	if err != nil {
+		return nil, err
+	}
+	m := &Model{
+		config: arch.Config(), arch: arch, modules: map[string]site.Module{},
+		store: model.NewStore(), backend: backend, close: closeBackend, nameOrPath: name,
+	}
+	m.recompute = isCUDA(backend)
+	for _, module := range arch.Modules() {
+		m.modules[module.Path] = module
+	}
+	if m.dtype, err = computeDType(backend, options.DType); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+func computeDType(backend compute.Backend, wanted dtypes.DType) (dtypes.DType, error) {
+	switch wanted {
+	case dtypes.InvalidDType:
+		if isCUDA(backend) {
+			return dtypes.BFloat16, nil
+		}
+		return dtypes.Float32, nil
+	case dtypes.Float32, dtypes.BFloat16, dtypes.Float16:
+		if !backend.Capabilities().DTypes[wanted] {
+			return wanted, fmt.Errorf("backend %s does not compute in %s", backend.Name(), wanted)
+		}
+		return wanted, nil
+	}
+	return wanted, fmt.Errorf("dtype: wanted Float32, BFloat16 or Float16, got %s", wanted)
+}
+
+// upload puts every parameter on the device, one at a time.
+func (m *Model) upload(ctx context.Context, src source) error {
+	for _, p := range m.arch.Parameters() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := m.uploadTensor(src, p); err != nil {
+			return fmt.Errorf("parameter %q: %w", p.Name, err)
+		}
+	}
+	return nil
+}
+
+func (m *Model) uploadTensor(src source, p site.Parameter) error {
+	info, _ := src.Info(p.Name)
+	data, err := src.Bytes(p.Name)
+	if err != nil {
+		return err
+	}
+	defer src.Release(p.Name)
+	data, err = converted(data, info.DType, p.Size(), fileDType(m.dtype))
+	if err != nil {
+		return err
+	}
+	t, err := tensors.FromRaw(m.backend, 0, shapes.Make(m.dtype, p.Shape...), data)
+	if err != nil {
+		return err
+	}
+	return m.setParameter(p.Name, t)
+}
+
+// setParameter makes the frozen variable of a parameter.
+func (m *Model) setParameter(name string, t *tensors.Tensor) error {
+	v, err := m.store.CreateVariable(site.VariablePath(name), t)
+	if err != nil {
+		return err
+	}
+	v.Trainable = false
+	return nil
+}
+
+// converted returns size elements in another dtype, rounded to nearest even;
+// data itself where the dtype is the same.
+func converted(data []byte, from safetensors.DType, size int, to safetensors.DType) ([]byte, error) {
+	if from == to {
+		return data, nil
+	}
+	const chunk = 1 << 16 // so that only the result has the size of the tensor
+	values := make([]float32, min(size, chunk))
+	in, out := from.Bits()/8, to.Bits()/8
+	result := make([]byte, size*out)
+	for start := 0; start < size; start += chunk {
+		end := min(start+chunk, size)
+		part := values[:end-start]
+		if err := safetensors.DecodeFloat32s(part, data[start*in:end*in], from); err != nil {
+			return nil, err
+		}
+		if err := safetensors.EncodeFloat32s(result[start*out:end*out], part, to); err != nil {
+			return nil, err
+		}
+	}
+	return result, nil
+}
+
+// fileDType is the safetensors name of a compute dtype.
+func fileDType(d dtypes.DType) safetensors.DType {
+	switch d {
+	case dtypes.BFloat16:
+		return safetensors.BF16
+	case dtypes.Float16:
+		return safetensors.F16
+	}
+	return safetensors.F32
+}
