@@ -44,39 +44,44 @@ func golden(t testing.TB, f *safetensors.File, name string) *tensors.Tensor {
 	return out
 }
 
-// tokenInputs names the optional inputs of a pass, by position after the ids.
-type tokenInputs struct{ positions, segments *tensors.Tensor }
+// call is one forward pass: ids and, where not nil, positions and segments.
+type call struct{ ids, positions, segments *tensors.Tensor }
 
-// logits runs a plain forward pass.
-func logits(t testing.TB, m *Model, ids *tensors.Tensor, in tokenInputs) *tensors.Tensor {
+// logits runs forward passes, all in one program to compile but once.
+func logits(t testing.TB, m *Model, calls ...call) []*tensors.Tensor {
 	t.Helper()
-	args := []any{ids}
-	for _, x := range []*tensors.Tensor{in.positions, in.segments} {
-		if x != nil {
-			args = append(args, x)
+	var args []any
+	for _, c := range calls {
+		for _, x := range []*tensors.Tensor{c.ids, c.positions, c.segments} {
+			if x != nil {
+				args = append(args, x)
+			}
 		}
 	}
-	e, err := model.NewExec(m.Backend(), m.Store(), func(_ *model.Scope, nodes []*graph.Node) *graph.Node {
+	e, err := model.NewExec(m.Backend(), m.Store(), func(_ *model.Scope, nodes []*graph.Node) []*graph.Node {
+		take := func(wanted *tensors.Tensor) (x *graph.Node) {
+			if wanted != nil {
+				x, nodes = nodes[0], nodes[1:]
+			}
+			return x
+		}
 		p := &site.Pass{Graph: nodes[0].Graph(), DType: m.DType()}
-		tokens := site.Tokens{IDs: nodes[0]}
-		rest := nodes[1:]
-		if in.positions != nil {
-			tokens.Positions, rest = rest[0], rest[1:]
+		var out []*graph.Node
+		for _, c := range calls {
+			in := site.Tokens{IDs: take(c.ids), Positions: take(c.positions), Segments: take(c.segments)}
+			out = append(out, graph.ConvertDType(m.Logits(p, m.Hidden(p, in)), dtypes.Float32))
 		}
-		if in.segments != nil {
-			tokens.Segments = rest[0]
-		}
-		return graph.ConvertDType(m.Logits(p, m.Hidden(p, tokens)), dtypes.Float32)
+		return out
 	})
 	require.NoError(t, err)
 	defer e.Finalize()
 	out, err := e.Exec(args...)
 	require.NoError(t, err)
-	return out[0]
+	return out
 }
 
 // requireClose compares the rows of logits whose mask is not 0.
-func requireClose(t testing.TB, want, got, mask *tensors.Tensor, tolerance float64) {
+func requireClose(t testing.TB, what string, want, got, mask *tensors.Tensor, tolerance float64) {
 	t.Helper()
 	require.Equal(t, want.Shape().Dimensions, got.Shape().Dimensions)
 	w, g := tensors.MustCopyFlatData[float32](want), tensors.MustCopyFlatData[float32](got)
@@ -87,10 +92,10 @@ func requireClose(t testing.TB, want, got, mask *tensors.Tensor, tolerance float
 	vocab := want.Shape().Dimensions[2]
 	for i := range w {
 		if keep != nil && keep[i/vocab] == 0 {
-			require.False(t, g[i] != g[i], "NaN in padding row %d", i/vocab)
+			require.False(t, g[i] != g[i], "%s: NaN in padding row %d", what, i/vocab)
 			continue
 		}
-		require.InDelta(t, w[i], g[i], tolerance, "token %d, logit %d", i/vocab, i%vocab)
+		require.InDelta(t, w[i], g[i], tolerance, "%s: token %d, logit %d", what, i/vocab, i%vocab)
 	}
 }
 
@@ -114,19 +119,34 @@ func TestFamilies(t *testing.T) {
 			defer f.Close()
 			get := func(name string) *tensors.Tensor { return golden(t, f, name) }
 
-			requireClose(t, get("logits"), logits(t, m, get("input_ids"), tokenInputs{}), nil, 1e-4)
-			if _, ok := f.Info("long_ids"); ok {
-				requireClose(t, get("long_logits"), logits(t, m, get("long_ids"), tokenInputs{}), nil, 1e-4)
+			type check struct {
+				call
+				want string
+				mask *tensors.Tensor
 			}
-			for _, side := range []string{"left", "right"} {
-				got := logits(t, m, get(side+"_ids"), tokenInputs{positions: get(side + "_positions"), segments: get(side + "_mask")})
-				requireClose(t, get(side+"_logits"), got, get(side+"_mask"), 1e-4)
+			checks := []check{{call{ids: get("input_ids")}, "logits", nil}}
+			if _, full := f.Info("left_ids"); full {
+				left, right := get("left_mask"), get("right_mask")
+				checks = append(checks,
+					check{call{get("left_ids"), get("left_positions"), left}, "left_logits", left},
+					check{call{get("right_ids"), get("right_positions"), right}, "right_logits", right},
+					// On the right, padding needs neither segments nor positions.
+					check{call{ids: get("right_ids")}, "right_logits", right},
+					check{call{ids: get("pos_ids"), positions: get("pos_positions")}, "pos_logits", nil},
+					check{call{get("packed_ids"), get("packed_positions"), get("packed_segments")}, "packed_logits", nil})
+			} else {
+				require.NotContains(t, []string{"llama", "mistral", "qwen2", "qwen3"}, name)
 			}
-			// On the right, padding needs neither segments nor positions.
-			requireClose(t, get("right_logits"), logits(t, m, get("right_ids"), tokenInputs{}), get("right_mask"), 1e-4)
-			requireClose(t, get("pos_logits"), logits(t, m, get("pos_ids"), tokenInputs{positions: get("pos_positions")}), nil, 1e-4)
-			requireClose(t, get("packed_logits"), logits(t, m, get("packed_ids"),
-				tokenInputs{positions: get("packed_positions"), segments: get("packed_segments")}), nil, 1e-4)
+			if _, long := f.Info("long_ids"); long {
+				checks = append(checks, check{call{ids: get("long_ids")}, "long_logits", nil})
+			}
+			var calls []call
+			for _, c := range checks {
+				calls = append(calls, c.call)
+			}
+			for i, got := range logits(t, m, calls...) {
+				requireClose(t, checks[i].want, get(checks[i].want), got, checks[i].mask, 1e-4)
+			}
 		})
 	}
 }
