@@ -4,8 +4,8 @@
 
 One line a case. "want" maps the path of each adapted module to [r, alpha, scaling]; a case that fails
 has "error" (type and message) instead. "warnings" are peft's. "saved_target_modules" is what goes into
-adapter_config.json where that is not the list that was given. "unmatched" names the entries that no
-adapted (for exclude_modules: no) module matches: peft lets them pass, this library refuses them.
+adapter_config.json where that is not the list that was given. "unmatched" names the entries of
+a configuration that have no effect: peft lets them pass, this library may refuse them.
 """
 import json
 import pathlib
@@ -180,7 +180,7 @@ def unmatched(options, adapted, paths):
 
     found = {}
     if isinstance(options.get("target_modules"), list):
-        found["target_modules"] = [t for t in options["target_modules"] if not ends(t, adapted)]
+        found["target_modules"] = [t for t in options["target_modules"] if not ends(t, paths)]
     exclude = options.get("exclude_modules")
     if isinstance(exclude, str):
         found["exclude_modules"] = [exclude] if not any(re.fullmatch(exclude, p) for p in paths) else []

@@ -1,0 +1,67 @@
+"""Greedy generation of transformers on tiny models: a batch of unequal prompts, padded on the left.
+
+    generate_golden.py OUT_DIR     reads OUT_DIR/families, writes OUT_DIR/generate/generate.json
+
+Each case has the prompts (without padding) and the 20 new ids of each row; no row stops at an end token.
+The prompts are the first of a seeded sequence for which the best logit always leads by 0.01, far above
+what float32 can disturb.
+"""
+import pathlib
+import sys
+
+from common import fresh, load, random_ids, write_json
+import torch
+from transformers import GenerationConfig
+
+NEW, MIN_GAP = 20, 0.01
+LENGTHS = [3, 9, 6, 1]
+CASES = {
+    "llama": ["llama", {}],
+    "llama_penalty": ["llama", dict(repetition_penalty=1.3)],
+    "llama_tied": ["llama_tied", {}],
+    "mistral": ["mistral", {}],
+    "mistral_penalty": ["mistral", dict(repetition_penalty=1.8)],
+    "qwen2_sliding": ["qwen2_sliding", {}],
+    "qwen3": ["qwen3", {}],
+    "qwen3_penalty": ["qwen3", dict(repetition_penalty=1.3)],
+    "yarn_rope": ["yarn_rope", {}],
+}
+
+
+def clear_row(model, family, i):
+    """A prompt of LENGTHS[i] ids whose NEW next ids lead clearly, those ids, and the smallest lead."""
+    for attempt in range(100):
+        prompt = random_ids((LENGTHS[i],), "generate", family, i, attempt)
+        run = model.generate(input_ids=prompt[None], attention_mask=torch.ones_like(prompt[None]),
+                             return_dict_in_generate=True, output_scores=True)
+        best = torch.cat(run.scores).topk(2, dim=-1).values
+        gap = (best[:, 0] - best[:, 1]).min().item()
+        if gap > MIN_GAP:
+            return prompt, run.sequences[0, len(prompt):], gap
+    raise SystemExit(f"{family}: no prompt of {LENGTHS[i]} ids whose choices are clear")
+
+
+def generate(root, name):
+    family, options = CASES[name]
+    model = load(root / "families" / family)
+    # No row ends early: the model's own end token is not one here.
+    model.generation_config = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None,
+                                               bos_token_id=1, **options)
+    with torch.no_grad():
+        prompts, new, gaps = zip(*(clear_row(model, family, i) for i in range(len(LENGTHS))))
+        width = max(LENGTHS)
+        pad = lambda x: torch.nn.functional.pad(x, (width - len(x), 0))
+        ids, mask = torch.stack([pad(p) for p in prompts]), torch.stack([pad(torch.ones_like(p)) for p in prompts])
+        together = model.generate(input_ids=ids, attention_mask=mask)[:, width:]
+    new = torch.stack(new)
+    # A penalty also falls on the padding id, which transformers takes for seen; here that never decides.
+    if not torch.equal(new, together):
+        raise SystemExit(f"{name}: padding changes the ids")
+    print(f"{name:18} distinct ids {len(new.unique())}, smallest gap {min(gaps):.3f}", flush=True)
+    return dict(model=f"families/{family}", options=options, prompts=[p.tolist() for p in prompts], new_ids=new.tolist(),
+                smallest_gap=min(gaps))
+
+
+if __name__ == "__main__":
+    out_dir = pathlib.Path(sys.argv[1])
+    write_json(fresh(out_dir / "generate") / "generate.json", {n: generate(out_dir, n) for n in CASES})
