@@ -28,7 +28,7 @@ type Param struct {
 	// Shape is row-major as in the file.
 	Shape []int
 	// Init fills the initial values; r depends only on the seed and Name. nil: zeros.
-	Init func(r *rand.Rand, values []float32)
+	Init func(r *rand.Rand, values []float32) error
 }
 
 // Size returns the number of elements.
@@ -64,6 +64,25 @@ type WeightDelta interface {
 	// in the weight's stored orientation, computed in float32. value returns a
 	// trainable tensor by its full name.
 	WeightDelta(m site.Module, value func(name string) []float32) []float32
+}
+
+// Configured is an adapter that completed its configuration on the base: the
+// default targets, say. What it returns replaces the one it was made from.
+type Configured interface {
+	Config() Config
+}
+
+// Describer is an adapter that can say how it changes a target, for [DryRun].
+type Describer interface {
+	// Describe returns the settings of one target, in a fixed order.
+	Describe(m site.Module) []Setting
+	// Patterns says what each entry of the configuration decided.
+	Patterns() []PatternCount
+}
+
+// Setting is one named value of a plan: the rank 8.
+type Setting struct {
+	Name, Value string
 }
 
 // Use is one use of a targeted module by one adapter while a graph is built.

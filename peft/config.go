@@ -41,7 +41,15 @@ type PeftConfig struct {
 	// Unknown holds keys of a file that this version does not know. They are
 	// written back as they were.
 	Unknown map[string]json.RawMessage `json:"-"`
+
+	// reading is set while an adapter of a file is attached, see Reading.
+	reading bool
 }
+
+// Reading reports whether the configuration is being attached to read an adapter's
+// file. Then an entry without effect is no error, as the file's tensors say what is
+// adapted, nor is an initialisation that this library cannot do.
+func (c PeftConfig) Reading() bool { return c.reading }
 
 // Common returns c itself; it makes every struct that embeds a PeftConfig share it.
 func (c PeftConfig) Common() PeftConfig { return c }

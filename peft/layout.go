@@ -70,31 +70,39 @@ func (l *Layout) NumValues() int {
 
 // Init returns the initial values: each tensor from a generator seeded by (seed,
 // name), so that neither order nor other adapters change it.
-func (l *Layout) Init(seed uint64) []*tensors.Tensor {
-	return l.build(func(p Param, values []float32) {
+func (l *Layout) Init(seed uint64) ([]*tensors.Tensor, error) {
+	return l.build(func(p Param, values []float32) error {
 		if p.Init == nil {
-			return
+			return nil
 		}
 		h := sha256.Sum256(binary.LittleEndian.AppendUint64([]byte(p.Name+"\x00"), seed))
-		p.Init(rand.New(rand.NewPCG(binary.LittleEndian.Uint64(h[:]), binary.LittleEndian.Uint64(h[8:]))), values)
+		r := rand.New(rand.NewPCG(binary.LittleEndian.Uint64(h[:]), binary.LittleEndian.Uint64(h[8:])))
+		if err := p.Init(r, values); err != nil {
+			return fmt.Errorf("peft: initial values of %q: %w", p.Name, err)
+		}
+		return nil
 	})
 }
 
 // build makes argument tensors on the host, each parameter's values set by fill.
-func (l *Layout) build(fill func(p Param, values []float32)) []*tensors.Tensor {
+func (l *Layout) build(fill func(p Param, values []float32) error) ([]*tensors.Tensor, error) {
 	flat := make([]float32, l.FlatSize())
 	out := make([]*tensors.Tensor, 1, l.NumArguments())
 	for i, p := range l.params {
 		if o := l.offset[i]; o >= 0 {
-			fill(p, flat[o:o+p.Size()])
+			if err := fill(p, flat[o:o+p.Size()]); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		values := make([]float32, p.Size())
-		fill(p, values)
+		if err := fill(p, values); err != nil {
+			return nil, err
+		}
 		out = append(out, tensors.FromFlatDataAndDimensions(values, p.Shape...))
 	}
 	out[0] = tensors.FromFlatDataAndDimensions(flat, len(flat))
-	return out
+	return out, nil
 }
 
 // Host copies every parameter's values from argument tensors to the host.
@@ -128,7 +136,10 @@ func (l *Layout) FromHost(byName map[string][]float32) ([]*tensors.Tensor, error
 			return nil, fmt.Errorf("peft: tensor %q: want %d values, got %d", p.Name, p.Size(), got)
 		}
 	}
-	return l.build(func(p Param, values []float32) { copy(values, byName[p.Name]) }), nil
+	return l.build(func(p Param, values []float32) error {
+		copy(values, byName[p.Name])
+		return nil
+	})
 }
 
 func (l *Layout) check(arguments []*tensors.Tensor) error {

@@ -84,23 +84,30 @@ func (o Options) name() string {
 // failed call changes nothing.
 func (pm *PeftModel) AddAdapter(config Config, options ...Options) error {
 	o := first(options)
-	na, err := plan(pm.set.base, config)
+	na, err := plan(pm.set.base, config, false)
 	if err != nil {
 		return err
 	}
-	na.arguments = na.layout.Init(o.Seed)
+	if na.arguments, err = na.layout.Init(o.Seed); err != nil {
+		return err
+	}
 	return pm.set.add(o.name(), na)
 }
 
-// plan validates a configuration and lays its tensors out on a base.
-func plan(base site.Base, config Config) (*namedAdapter, error) {
-	if err := config.Validate(); err != nil {
-		return nil, err
-	}
+// plan validates a configuration and lays its tensors out on a base. reading is
+// true for the configuration of a file, see [PeftConfig.Reading].
+func plan(base site.Base, config Config, reading bool) (*namedAdapter, error) {
 	common := config.Common()
+	common.reading = reading
+	if _, ok := base.(site.LanguageModel); ok && common.TaskType == "" && !reading {
+		common.TaskType = "CAUSAL_LM"
+	}
 	if common.BaseModelNameOrPath == "" {
 		common.BaseModelNameOrPath = base.NameOrPath()
-		config = config.WithCommon(common)
+	}
+	config = config.WithCommon(common)
+	if err := config.Validate(); err != nil {
+		return nil, err
 	}
 	adapter, err := config.Attach(base)
 	if err != nil {
@@ -113,6 +120,11 @@ func plan(base site.Base, config Config) (*namedAdapter, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c, ok := adapter.(Configured); ok {
+		config = c.Config()
+	}
+	common.reading = false
+	config = config.WithCommon(common)
 	return &namedAdapter{config: config, adapter: adapter, layout: layout}, nil
 }
 

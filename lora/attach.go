@@ -1,0 +1,100 @@
+package lora
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/site"
+)
+
+// adapter is a LoRA planned on a base.
+type adapter struct {
+	config   LoraConfig
+	targets  []site.Module
+	layers   map[string]layer
+	params   []peft.Param
+	patterns []peft.PatternCount
+}
+
+var (
+	_ peft.DeltaAdapter = (*adapter)(nil)
+	_ peft.WeightDelta  = (*adapter)(nil)
+	_ peft.Describer    = (*adapter)(nil)
+	_ peft.Configured   = (*adapter)(nil)
+)
+
+func attach(c LoraConfig, base site.Base) (*adapter, error) {
+	modules := base.Modules()
+	allowed := peft.NoneUnused
+	if c.Reading() {
+		allowed = peft.AnyUnused
+	}
+	if c.TargetModules.IsZero() {
+		targets, ok := DefaultTargets(base.ModelType())
+		if !ok {
+			return nil, fmt.Errorf("no default target modules for model_type %q: set TargetModules", base.ModelType())
+		}
+		c.TargetModules, allowed = targets, max(allowed, peft.TargetsUnused)
+	}
+	targets, counts, err := c.selection().Match(modules, allowed)
+	if err != nil {
+		return nil, err
+	}
+	c = c.complete(targets, modules)
+	paths := make([]string, len(targets))
+	for i, m := range targets {
+		if m.Kind != site.Linear && m.Kind != site.Embedding {
+			return nil, fmt.Errorf("target module %q is a %s, want a linear layer or an embedding", m.Path, m.Kind)
+		}
+		paths[i] = m.Path
+	}
+	ranks, rankCounts, rankErr := c.RankPattern.Values("rank_pattern", paths, float64(c.R), c.Reading())
+	alphas, alphaCounts, alphaErr := c.AlphaPattern.Values("alpha_pattern", paths, c.LoraAlpha, c.Reading())
+	if err := errors.Join(rankErr, alphaErr); err != nil {
+		return nil, err
+	}
+	a := &adapter{config: c, targets: targets, layers: make(map[string]layer, len(targets))}
+	a.patterns = append(append(counts, rankCounts...), alphaCounts...)
+	for i, m := range targets {
+		l := layer{Module: m, r: int(ranks[i]), alpha: alphas[i]}
+		l.scaling = Scaling(l.alpha, l.r, c.UseRSLoRA)
+		a.layers[m.Path] = l
+		a.params = append(a.params, l.params(c.InitLoraWeights)...)
+	}
+	return a, nil
+}
+
+// complete fills in what follows from the base, so that the saved configuration
+// depends on no default.
+func (c LoraConfig) complete(targets, modules []site.Module) LoraConfig {
+	c.LoraAlpha = c.alpha()
+	if c.TargetModules.IsAllLinear() {
+		c.TargetModules = peft.Modules(peft.Shorten(targets, modules)...)
+	}
+	c.FanInFanOut = false
+	for _, m := range targets {
+		c.FanInFanOut = c.FanInFanOut || m.Kind == site.Linear && m.Transposed
+	}
+	return c
+}
+
+// Params implements [peft.Adapter].
+func (a *adapter) Params() []peft.Param { return a.params }
+
+// Targets implements [peft.Adapter].
+func (a *adapter) Targets() []site.Module { return a.targets }
+
+// Config implements [peft.Configured].
+func (a *adapter) Config() peft.Config { return a.config }
+
+// Patterns implements [peft.Describer].
+func (a *adapter) Patterns() []peft.PatternCount { return a.patterns }
+
+// Describe implements [peft.Describer].
+func (a *adapter) Describe(m site.Module) []peft.Setting {
+	l := a.layers[m.Path]
+	number := func(v float64) string { return strconv.FormatFloat(v, 'g', 6, 64) }
+	return []peft.Setting{{Name: "r", Value: strconv.Itoa(l.r)}, {Name: "alpha", Value: number(l.alpha)}, {Name: "scaling", Value: number(l.scaling)}}
+}

@@ -1,0 +1,193 @@
+package lora
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/gopeft/gopeft/internal/pyjson"
+	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/site"
+)
+
+// PeftType is the method's name in adapter_config.json.
+const PeftType = "LORA"
+
+func init() { peft.Register(PeftType, decode) }
+
+// LoraConfig is the configuration of a LoRA adapter, field by field that of peft.
+// Only R has no default.
+type LoraConfig struct {
+	peft.PeftConfig
+	// R is the rank, at least 1. (peft's default is 8.)
+	R int `json:"r"`
+	// LoraAlpha scales the update, see [Scaling]. Zero means 8, peft's default.
+	LoraAlpha float64 `json:"lora_alpha"`
+	// LoraDropout is the rate of dropout on the input of A while training, in [0, 1).
+	LoraDropout float64 `json:"lora_dropout"`
+	// TargetModules says what is adapted. The zero value means [DefaultTargets] of
+	// the base's model_type.
+	TargetModules peft.Targets `json:"target_modules"`
+	// ExcludeModules are never adapted: names or a regular expression.
+	ExcludeModules peft.Targets `json:"exclude_modules"`
+	// LayersToTransform and LayersPattern restrict the targets, see [peft.Selection].
+	LayersToTransform peft.Layers  `json:"layers_to_transform"`
+	LayersPattern     peft.Strings `json:"layers_pattern"`
+	// RankPattern and AlphaPattern give modules their own R and LoraAlpha.
+	RankPattern  peft.Patterns `json:"rank_pattern"`
+	AlphaPattern peft.Patterns `json:"alpha_pattern"`
+	// UseRSLoRA divides alpha by sqrt(r) instead of r.
+	UseRSLoRA bool `json:"use_rslora"`
+	// InitLoraWeights says how A and B start.
+	InitLoraWeights Init `json:"init_lora_weights"`
+	// FanInFanOut is true in the files of bases that store weights as [in, out]. It
+	// decides nothing: the base itself knows (site.Module.Transposed), and a
+	// configuration completed on a base has the value that fits, as in peft.
+	FanInFanOut bool `json:"fan_in_fan_out"`
+}
+
+// Init is an initialisation of A and B.
+type Init string
+
+const (
+	// InitDefault draws A from U(-1/sqrt(in), 1/sqrt(in)) and sets B to zero, so that
+	// a new adapter changes nothing. (true in peft)
+	InitDefault Init = ""
+	// InitGaussian draws A from N(0, 1/r²) and sets B to zero.
+	InitGaussian Init = "gaussian"
+	// InitRandom draws both, as PyTorch initialises linear layers: for tests, as a
+	// new adapter then changes the model. (false in peft)
+	InitRandom Init = "false"
+)
+
+// MarshalJSON writes true, false or the name.
+func (i Init) MarshalJSON() ([]byte, error) {
+	switch i {
+	case InitDefault:
+		return []byte("true"), nil
+	case InitRandom:
+		return []byte("false"), nil
+	}
+	return json.Marshal(string(i))
+}
+
+// UnmarshalJSON reads null, true, false or a name.
+func (i *Init) UnmarshalJSON(data []byte) error {
+	var v any
+	if err := json.Unmarshal(data, &v); err != nil {
+		return err
+	}
+	switch v := v.(type) {
+	case nil:
+		*i = InitDefault
+	case bool:
+		*i = InitDefault
+		if !v {
+			*i = InitRandom
+		}
+	case string:
+		*i = Init(v)
+	default:
+		return fmt.Errorf("init_lora_weights: want true, false or a name, got %s", data)
+	}
+	return nil
+}
+
+// PeftType implements [peft.Config].
+func (c LoraConfig) PeftType() string { return PeftType }
+
+// WithCommon implements [peft.Config].
+func (c LoraConfig) WithCommon(common peft.PeftConfig) peft.Config {
+	c.PeftConfig = common
+	return c
+}
+
+func (c LoraConfig) selection() peft.Selection {
+	return peft.Selection{
+		TargetModules: c.TargetModules, ExcludeModules: c.ExcludeModules,
+		LayersToTransform: c.LayersToTransform, LayersPattern: c.LayersPattern,
+	}
+}
+
+// alpha is LoraAlpha with its default.
+func (c LoraConfig) alpha() float64 {
+	if c.LoraAlpha == 0 {
+		return 8
+	}
+	return c.LoraAlpha
+}
+
+// Validate implements [peft.Config].
+func (c LoraConfig) Validate() error {
+	if err := c.validate(); err != nil {
+		return fmt.Errorf("lora: %w", err)
+	}
+	return nil
+}
+
+func (c LoraConfig) validate() error {
+	switch {
+	case c.R <= 0:
+		return fmt.Errorf("r is %d, want a rank of at least 1 (peft's default is 8)", c.R)
+	case math.IsNaN(c.LoraAlpha) || math.IsInf(c.LoraAlpha, 0):
+		return fmt.Errorf("lora_alpha is %v, want a finite number", c.LoraAlpha)
+	case !(c.LoraDropout >= 0 && c.LoraDropout < 1):
+		return fmt.Errorf("lora_dropout is %v, want a rate in [0, 1)", c.LoraDropout)
+	}
+	if err := c.checkInit(); err != nil {
+		return err
+	}
+	return errors.Join(
+		c.selection().Validate(),
+		c.RankPattern.Check("rank_pattern", func(v float64) bool { return v >= 1 && v == math.Trunc(v) && v < 1<<31 }, "a rank of at least 1"),
+		c.AlphaPattern.Check("alpha_pattern", func(v float64) bool { return v != 0 }, "a finite number other than 0"),
+		c.checkOther(),
+	)
+}
+
+func (c LoraConfig) checkInit() error {
+	known := []Init{InitDefault, InitGaussian, InitRandom}
+	// These only choose starting values; the values of a file replace them. (pissa,
+	// olora, corda, lora_ga and loftq also change the base.)
+	fromFile := []Init{"eva", "orthogonal"}
+	if slices.Contains(known, c.InitLoraWeights) || c.Reading() && slices.Contains(fromFile, c.InitLoraWeights) {
+		return nil
+	}
+	return fmt.Errorf(`init_lora_weights %q is not supported, want the default, "gaussian" or "false"`, string(c.InitLoraWeights))
+}
+
+// MarshalJSON writes the fields as peft does: lora_alpha with its default, the
+// dropout as a float.
+func (c LoraConfig) MarshalJSON() ([]byte, error) {
+	type plain LoraConfig
+	return json.Marshal(struct {
+		plain
+		LoraAlpha   float64      `json:"lora_alpha"`
+		LoraDropout pyjson.Float `json:"lora_dropout"`
+	}{plain(c), c.alpha(), pyjson.Float(c.LoraDropout)})
+}
+
+// decode reads adapter_config.json.
+func decode(data []byte) (peft.Config, error) {
+	c := LoraConfig{R: 8, LoraAlpha: 8}
+	common, err := peft.DecodeFields(data, &c)
+	if err != nil {
+		return nil, fmt.Errorf("lora: %w", err)
+	}
+	if c.LoraAlpha == 0 {
+		return nil, errors.New("lora: lora_alpha is 0: the adapter would change nothing")
+	}
+	c.PeftConfig = common
+	return c, nil
+}
+
+// Attach implements [peft.Config].
+func (c LoraConfig) Attach(base site.Base) (peft.Adapter, error) {
+	a, err := attach(c, base)
+	if err != nil {
+		return nil, fmt.Errorf("lora: %w", err)
+	}
+	return a, nil
+}

@@ -1,0 +1,11 @@
+// Package lora is low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): next to
+// a frozen weight W a product of two thin matrices is trained,
+//
+//	y = W x + b + s · B A dropout(x)
+//
+// with A [r, in], B [out, r] and s = alpha/r, or alpha/sqrt(r) with rank-stabilised
+// scaling (Kalajdzievski 2023, arXiv:2312.03732). The file lora.go holds all of
+// the mathematics. Options, names and files are those of Hugging Face's peft.
+//
+// Importing the package registers the method "LORA" with peft.LoadAdapter.
+package lora

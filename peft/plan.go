@@ -1,0 +1,104 @@
+package peft
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/gopeft/gopeft/site"
+)
+
+// Plan is what a configuration would do to a base.
+type Plan struct {
+	PeftType string
+	// Config is the configuration completed on the base: default targets filled in.
+	Config  Config
+	Targets []PlannedTarget
+	// Patterns says how many modules each entry of the configuration decided about.
+	Patterns []PatternCount
+	// Count is what [PeftModel.TrainableParameters] would return.
+	Count Count
+}
+
+// PlannedTarget is one module that would be adapted.
+type PlannedTarget struct {
+	Module   site.Module
+	Settings []Setting
+	// Parameters is the number of trainable values at this module.
+	Parameters int
+}
+
+// DryRun plans an adapter on a base without making it. It fails where
+// [GetPeftModel] would.
+func DryRun(base site.Base, config Config) (*Plan, error) {
+	if base == nil {
+		return nil, errors.New("peft: base model is nil")
+	}
+	na, err := plan(base, config, false)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{PeftType: config.PeftType(), Config: na.config}
+	describer, _ := na.adapter.(Describer)
+	for _, m := range na.adapter.Targets() {
+		t := PlannedTarget{Module: m}
+		if describer != nil {
+			t.Settings = describer.Describe(m)
+		}
+		p.Targets = append(p.Targets, t)
+	}
+	if describer != nil {
+		p.Patterns = describer.Patterns()
+	}
+	p.countParameters(na.layout)
+	p.Count.Trainable = int64(na.layout.NumValues())
+	p.Count.All = p.Count.Trainable
+	for _, parameter := range base.Parameters() {
+		p.Count.All += int64(parameter.Size())
+	}
+	return p, nil
+}
+
+// countParameters gives each target the tensors below its path.
+func (p *Plan) countParameters(l *Layout) {
+	at := make(map[string]int, len(p.Targets))
+	for i, t := range p.Targets {
+		at[t.Module.Path] = i
+	}
+	for _, param := range l.Params() {
+		for path := param.Name; path != ""; path = path[:max(0, strings.LastIndexByte(path, '.'))] {
+			if i, ok := at[path]; ok {
+				p.Targets[i].Parameters += param.Size()
+				break
+			}
+		}
+	}
+}
+
+// String is a table with one line a module, what each entry of the configuration
+// matched, and the line of [Count.String].
+func (p *Plan) String() string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprint(w, "module\tkind\tin\tout")
+	if len(p.Targets) > 0 {
+		for _, s := range p.Targets[0].Settings {
+			fmt.Fprint(w, "\t", s.Name)
+		}
+	}
+	fmt.Fprintln(w, "\tparameters")
+	for _, t := range p.Targets {
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d", t.Module.Path, t.Module.Kind, t.Module.In, t.Module.Out)
+		for _, s := range t.Settings {
+			fmt.Fprint(w, "\t", s.Value)
+		}
+		fmt.Fprintf(w, "\t%s\n", thousands(int64(t.Parameters)))
+	}
+	w.Flush() // to a strings.Builder, which cannot fail
+	for _, c := range p.Patterns {
+		fmt.Fprintf(&b, "%s %q: %d modules\n", c.Option, c.Pattern, c.Modules)
+	}
+	b.WriteString(p.Count.String())
+	return b.String()
+}
