@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
 	. "github.com/gomlx/gomlx/core/graph"
 
 	"github.com/gopeft/gopeft/internal/graphx"
@@ -73,14 +74,23 @@ func (b *Blocks) Embedding(path string, ids *Node) *Node {
 func (b *Blocks) RMSNorm(path string, x *Node, eps float64) *Node {
 	return b.recomputed([]*Node{x}, func(in []*Node) *Node {
 		return b.apply(path, in[0], func(m site.Module, x *Node) *Node {
-			wide := ConvertDType(x, dtypes.Float32)
-			mean := MulScalar(ReduceAndKeep(Square(wide), ReduceSum, -1), 1/float64(m.In))
-			// 1/Sqrt: Rsqrt has no gradient in GoMLX.
-			normed := Mul(wide, Reciprocal(Sqrt(AddScalar(mean, eps))))
-			scale := b.Weight(m.Weight())
-			return Mul(ConvertDType(normed, b.DType), ExpandLeftToRank(scale, x.Rank()))
+			return rmsNorm(x, b.Weight(m.Weight()), m.In, eps)
 		})
 	})
+}
+
+func rmsNorm(x, scale *Node, features int, eps float64) *Node {
+	if x.DType() == dtypes.Float32 {
+		// Sum and broadcast as matrix products: twice as fast on the Go backend, the same on XLA.
+		ones := Ones(x.Graph(), shapes.Make(dtypes.Float32, features, 1))
+		mean := MulScalar(graphx.MatMul(Square(x), ones), 1/float64(features))
+		inverse := Reciprocal(Sqrt(AddScalar(mean, eps))) // Rsqrt has no gradient in GoMLX
+		return Mul(x, graphx.MatMul(inverse, Reshape(scale, 1, features)))
+	}
+	wide := ConvertDType(x, dtypes.Float32)
+	mean := MulScalar(ReduceAndKeep(Square(wide), ReduceSum, -1), 1/float64(features))
+	normed := Mul(wide, Reciprocal(Sqrt(AddScalar(mean, eps))))
+	return Mul(ConvertDType(normed, x.DType()), ExpandLeftToRank(scale, x.Rank()))
 }
 
 // gated is act(gate)·up, the first half of a gated feed-forward block

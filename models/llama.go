@@ -248,14 +248,15 @@ func (m *llama) Parameters() []site.Parameter { return parametersOf(m.Modules())
 
 func (m *llama) Hidden(b *Blocks, in site.Tokens) *Node {
 	pass := newAttentionPass(in, m.config.NumLayers)
-	turn := m.rope.tables(pass.positions())
-	turnQ := turn.scaled(1 / math.Sqrt(float64(m.headDim))) // the scale of the scores
+	positions, batch := pass.positions(), in.IDs.Shape().Dimensions[0]
+	turnK := m.rope.tables(positions, batch, m.kvHeads, 1)
+	turnQ := m.rope.tables(positions, batch, m.heads, 1/math.Sqrt(float64(m.headDim))) // the scale of the scores
 	x := b.Embedding(embedTokens, in.IDs)
 	for i := range m.config.NumLayers {
 		if b.Checkpoint {
 			x = x.Checkpoint()
 		}
-		x = Add(x, m.attention(b, pass, turnQ, turn, i, b.RMSNorm(m.layer(i)+".input_layernorm", x, m.normEps)))
+		x = Add(x, m.attention(b, pass, turnQ, turnK, i, b.RMSNorm(m.layer(i)+".input_layernorm", x, m.normEps)))
 		x = Add(x, m.feedForward(b, i, b.RMSNorm(m.layer(i)+".post_attention_layernorm", x, m.normEps)))
 	}
 	if b.Checkpoint {

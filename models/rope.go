@@ -1,13 +1,14 @@
 package models
 
 import (
-	"fmt"
 	"math"
 	"slices"
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
 	. "github.com/gomlx/gomlx/core/graph"
+
+	"github.com/gopeft/gopeft/internal/graphx"
 )
 
 // rope is the rotary position embedding of one model: the angle of pair i at
@@ -157,22 +158,29 @@ func yarnAttentionFactor(r *fields, factor float64) float64 {
 	return scale(1)
 }
 
-// rotation holds cos and sin of a pass, [batch or 1, length, 1, headDim/2] float32.
-type rotation struct{ cos, sin *Node }
-
-// scaled multiplies both tables, and so everything they rotate, by factor.
-func (t rotation) scaled(factor float64) rotation {
-	return rotation{MulScalar(t.cos, factor), MulScalar(t.sin, factor)}
+// rotation holds what the heads of one pass are turned by, float32: cos and sin
+// of each pair, [batch or 1, length, 1, headDim/2]. Where broadcasts are dear (the
+// Go backend) they are given each head and half once: [batch, length, heads, headDim].
+type rotation struct {
+	cos, sin *Node
+	full     bool
 }
 
-// tables computes the rotation of each position: [batch, length] int32.
-func (o *rope) tables(positions *Node) rotation {
-	batch, length := positions.Shape().Dimensions[0], positions.Shape().Dimensions[1]
-	angles := ConvertDType(Reshape(positions, batch, length, 1, 1), dtypes.Float32)
-	angles = Mul(angles, Reshape(o.frequencies(positions), 1, 1, 1, -1))
-	t := rotation{Cos(angles), Sin(angles)}
-	if o.attentionFactor != 1 {
-		t = t.scaled(o.attentionFactor)
+// tables computes the rotation of each position, [batch or 1, length] int32, for
+// queries or keys of shape [batch, length, heads, headDim]. What it turns it also
+// multiplies by scale.
+func (o *rope) tables(positions *Node, batch, heads int, scale float64) rotation {
+	length, pairs := positions.Shape().Dimensions[1], len(o.invFreq)
+	angles := ConvertDType(Reshape(positions, -1, length, 1, 1), dtypes.Float32)
+	angles = Mul(angles, Reshape(o.frequencies(positions), 1, 1, 1, pairs))
+	t := rotation{cos: Cos(angles), sin: Sin(angles)}
+	if scale *= o.attentionFactor; scale != 1 {
+		t.cos, t.sin = MulScalar(t.cos, scale), MulScalar(t.sin, scale)
+	}
+	if graphx.Fused(positions) {
+		t.full = true
+		t.cos = BroadcastToDims(Concatenate([]*Node{t.cos, t.cos}, 3), batch, length, heads, 2*pairs)
+		t.sin = BroadcastToDims(Concatenate([]*Node{Neg(t.sin), t.sin}, 3), batch, length, heads, 2*pairs)
 	}
 	return t
 }
@@ -197,13 +205,14 @@ func (o *rope) frequencies(positions *Node) *Node {
 // rotate turns the pairs of x, [batch, length, heads, headDim], in float32 and
 // returns x's dtype.
 func (t rotation) rotate(x *Node) *Node {
-	if x.Rank() != 4 || x.Shape().Dimensions[3] != 2*t.cos.Shape().Dimensions[3] {
-		panic(fmt.Errorf("models: rotate: wanted [batch, length, heads, %d], got %s", 2*t.cos.Shape().Dimensions[3], x.Shape()))
-	}
 	half := x.Shape().Dimensions[3] / 2
 	wide := ConvertDType(x, dtypes.Float32)
 	first := SliceAxis(wide, 3, AxisRange(0, half))
 	second := SliceAxis(wide, 3, AxisRange(half))
+	if t.full {
+		turned := Add(Mul(wide, t.cos), Mul(Concatenate([]*Node{second, first}, 3), t.sin))
+		return ConvertDType(turned, x.DType())
+	}
 	turned := Concatenate([]*Node{
 		Sub(Mul(first, t.cos), Mul(second, t.sin)),
 		Add(Mul(second, t.cos), Mul(first, t.sin)),

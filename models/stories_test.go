@@ -1,0 +1,80 @@
+package models
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/gomlx/core/graph"
+	"github.com/gomlx/gomlx/core/tensors"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gopeft/gopeft/site"
+)
+
+// assets finds a folder of other people's files, or skips.
+func assets(t testing.TB, name string) string {
+	t.Helper()
+	root := os.Getenv("GOPEFT_ASSETS")
+	if root == "" {
+		root = "../../shared/assets"
+	}
+	dir := filepath.Join(root, name)
+	if _, err := os.Stat(dir); err != nil {
+		t.Skipf("no %s: set GOPEFT_ASSETS to the folder that has it", dir)
+	}
+	return dir
+}
+
+// tokenLoss is the mean cross entropy of each token given those before it.
+func tokenLoss(m *Model, p *site.Pass, ids *graph.Node) *graph.Node {
+	length := ids.Shape().Dimensions[1]
+	out := m.Logits(p, m.Hidden(p, site.Tokens{IDs: graph.SliceAxis(ids, 1, graph.AxisRange(0, length-1))}))
+	logProbs := graph.LogSoftmax(graph.ConvertDType(out, dtypes.Float32), -1)
+	targets := graph.OneHot(graph.SliceAxis(ids, 1, graph.AxisRange(1)), m.VocabSize(), dtypes.Float32)
+	return graph.Neg(graph.ReduceAllMean(graph.ReduceSum(graph.Mul(logProbs, targets), -1)))
+}
+
+func BenchmarkStories(b *testing.B) {
+	m, err := Load(context.Background(), assets(b, "stories260K/hf"), Options{On: testBackend(b)})
+	require.NoError(b, err)
+	defer m.Close()
+	const batch, length = 8, 96
+	ids := make([][]int32, batch)
+	for i := range ids {
+		for j := range length + 1 {
+			ids[i] = append(ids[i], int32((i*131+j*j*7+j)%512))
+		}
+	}
+	offsets := make([]float32, len(m.Modules()))
+	input := tensors.FromValue(ids)
+	bench := func(name string, f func(p *site.Pass, ids, offsets *graph.Node) []*graph.Node) {
+		b.Run(name, func(b *testing.B) {
+			e := exec(b, m, func(in []*graph.Node) []*graph.Node {
+				return f(&site.Pass{Graph: in[0].Graph(), DType: m.DType()}, in[0], in[1])
+			})
+			for range 2 {
+				_, err := e.Exec(input, offsets)
+				require.NoError(b, err)
+			}
+			b.ResetTimer()
+			for range b.N {
+				_, err := e.Exec(input, offsets)
+				require.NoError(b, err)
+			}
+			b.ReportMetric(float64(b.N*batch*length)/b.Elapsed().Seconds(), "tokens/s")
+		})
+	}
+	bench("forward", func(p *site.Pass, ids, offsets *graph.Node) []*graph.Node {
+		return []*graph.Node{tokenLoss(m, p, ids), graph.ReduceAllSum(offsets)}
+	})
+	// The gradient by an offset to every module's output costs what LoRA's needs
+	// from the base: that of each activation, of no weight.
+	bench("forward+backward", func(p *site.Pass, ids, offsets *graph.Node) []*graph.Node {
+		p.Hook = newRecorder(offsets)
+		loss := tokenLoss(m, p, ids)
+		return append([]*graph.Node{loss}, graph.Gradient(loss, offsets)...)
+	})
+}
