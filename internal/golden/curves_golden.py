@@ -129,6 +129,10 @@ def make(root, name):
     print(f"{name:12} loss {log['loss'][0]:.4f} -> {log['loss'][-1]:.4f}  gradient norms {min(norms)} to {max(norms)}", flush=True)
 
 
-if __name__ == "__main__":
+def main(root):
     for name in CASES:
-        make(pathlib.Path(sys.argv[1]), name)
+        make(root, name)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

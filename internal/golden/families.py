@@ -177,7 +177,10 @@ def make(root, name):
     print(f"{name:20} {size / 1024:6.0f} KiB  logits |max| {out['logits'].abs().max():.2f}", flush=True)
 
 
+def main(root):
+    for name in CASES:
+        make(root / "families", name)
+
+
 if __name__ == "__main__":
-    root = pathlib.Path(sys.argv[1]) / "families"
-    for name in sys.argv[2:] or CASES:
-        make(root, name)
+    main(pathlib.Path(sys.argv[1]))

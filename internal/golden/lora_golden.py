@@ -111,9 +111,12 @@ def init_facts(root):
     write_json(root / "lora" / "init_facts.json", facts)
 
 
+def main(root):
+    for family, cases in WANTED.items():
+        for case in cases:
+            make(root, family, case)
+    init_facts(root)
+
+
 if __name__ == "__main__":
-    out_dir = pathlib.Path(sys.argv[1])
-    for family_name, cases in WANTED.items():
-        for case_name in cases:
-            make(out_dir, family_name, case_name)
-    init_facts(out_dir)
+    main(pathlib.Path(sys.argv[1]))

@@ -233,8 +233,8 @@ def compact(value):
     return json.dumps(value, sort_keys=False, ensure_ascii=True)
 
 
-if __name__ == "__main__":
-    folder = fresh(pathlib.Path(sys.argv[1]) / "targets")
+def main(root):
+    folder = fresh(root / "targets")
     results = [outcome(name, options) for name, options in CASES]
     parts = ['{\n "models": {\n']
     parts.append(",\n".join(f'  "{n}": [\n' + ",\n".join("   " + compact(m) for m in modules(make())) + "\n  ]" for n, make in MODELS.items()))
@@ -243,4 +243,8 @@ if __name__ == "__main__":
     parts.append('\n },\n "cases": [\n' + ",\n".join("  " + compact(r) for r in results) + "\n ]\n}\n")
     (folder / "targets.json").write_text("".join(parts))
     json.loads("".join(parts))
-    print(f"{len(results)} cases, {sum('error' in r for r in results)} errors", flush=True)
+    print(f"targets: {len(results)} cases, {sum('error' in r for r in results)} errors", flush=True)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,93 @@
+"""Load an adapter that Go wrote with the real peft and compare the logits.
+
+    check_adapter.py MODEL_DIR ADAPTER_DIR IDS.safetensors [--tolerance 1e-4] [--fresh]
+
+IDS.safetensors holds what Go computed: input_ids [batch, length] and logits [batch, length, vocabulary]; also,
+if wanted, attention_mask and position_ids [batch, length] (integers). Logits count where attention_mask is 1.
+
+Fails (exit code 1) on a missing or unexpected tensor, a wrong shape, a dtype other than F32, a format other than
+{"format": "pt"}, a warning from peft, logits that differ by more than the tolerance (absolute, plus as much
+relative), or an adapter that changes nothing (unless --fresh: B is still zero).
+"""
+import argparse
+import json
+import pathlib
+import warnings
+
+from common import load
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+
+def check_file(base, folder):
+    """The adapter's file must hold exactly the tensors that peft would write for this configuration."""
+    config = PeftConfig.from_pretrained(folder)
+    model = get_peft_model(base, config)
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    problems = []
+    with safe_open(folder / "adapter_model.safetensors", "pt") as f:
+        if f.metadata() != {"format": "pt"}:
+            problems.append(f"metadata {f.metadata()}, wanted {{'format': 'pt'}}")
+        found = {k: f.get_tensor(k) for k in f.keys()}
+    problems += [f"missing tensor {k}" for k in sorted(wanted.keys() - found.keys())]
+    problems += [f"unexpected tensor {k}" for k in sorted(found.keys() - wanted.keys())]
+    for k in sorted(wanted.keys() & found.keys()):
+        if found[k].dtype != torch.float32:
+            problems.append(f"{k}: {found[k].dtype}, wanted float32")
+        if found[k].shape != wanted[k].shape:
+            problems.append(f"{k}: shape {list(found[k].shape)}, wanted {list(wanted[k].shape)}")
+    model.unload()
+    return problems
+
+
+def forward(model, data):
+    options = {k: data[k].long() for k in ("attention_mask", "position_ids") if k in data}
+    with torch.no_grad():
+        return model(input_ids=data["input_ids"].long(), use_cache=False, **options).logits
+
+
+def difference(wanted, data):
+    """The greatest difference, and whether all are within tolerance, where the mask is 1."""
+    got = data["logits"].float()
+    if got.shape != wanted.shape:
+        raise SystemExit(f"logits: shape {list(got.shape)}, Python has {list(wanted.shape)}")
+    keep = data.get("attention_mask", torch.ones(got.shape[:2])).bool()
+    return (got[keep] - wanted[keep]).abs(), wanted[keep].abs()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("adapter", type=pathlib.Path)
+    parser.add_argument("ids")
+    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--fresh", action="store_true", help="the adapter may change nothing")
+    args = parser.parse_args()
+    data = load_file(args.ids)
+    base = load(args.model)
+    plain = forward(base, data)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        problems = check_file(base, args.adapter)
+        if problems:
+            raise SystemExit("\n".join(problems))
+        model = PeftModel.from_pretrained(load(args.model), args.adapter).eval()
+    noise = ("is_gradient_checkpointing", "tie_word_embeddings", "was renamed from")
+    problems = [f"warning: {w.message}" for w in seen if not any(n in str(w.message) for n in noise)]
+    adapted = forward(model, data)
+    moved = (adapted - plain).abs().max().item()
+    wrong, size = difference(adapted, data)
+    if moved == 0 and not args.fresh:
+        problems.append("the adapter changes nothing (pass --fresh if B is still zero)")
+    if not bool((wrong <= args.tolerance * (1 + size)).all()):  # false for NaN too
+        problems.append(f"logits differ by up to {wrong.max():.3g}, tolerance {args.tolerance:g}")
+    config = json.loads((args.adapter / "adapter_config.json").read_text())
+    print(f"{args.adapter}: r {config['r']}, max difference {wrong.max().item():.3g} (the adapter moves logits by {moved:.3g}, |logits| up to {size.max().item():.3g})")
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+if __name__ == "__main__":
+    main()

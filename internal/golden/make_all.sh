@@ -1,0 +1,15 @@
+#!/bin/sh
+# Writes every committed fixture anew:   make_all.sh OUT_DIR
+# PYTHON names an interpreter that has requirements.txt (default: python3).
+set -eu
+[ $# -eq 1 ] || { echo "usage: make_all.sh OUT_DIR" >&2; exit 2; }
+mkdir -p "$1"
+OUT=$(cd "$1" && pwd)
+cd "$(dirname "$0")"
+# One process: importing torch, transformers and peft costs more than most of the work.
+exec "${PYTHON:-python3}" -c '
+import pathlib, sys
+import families, lora_golden, curves_golden, targets_golden, generate_golden
+for part in (families, lora_golden, curves_golden, targets_golden, generate_golden):
+    part.main(pathlib.Path(sys.argv[1]))
+' "$OUT"
