@@ -2,12 +2,14 @@ package peft
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/gopeft/gopeft/internal/pyjson"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -80,24 +82,35 @@ var packages = map[string]string{
 
 // DecodeConfig reads an adapter_config.json of any registered method.
 func DecodeConfig(data []byte) (Config, error) {
-	var head struct {
-		PeftType *string `json:"peft_type"`
+	c, err := decodeConfig(data)
+	if err != nil {
+		return nil, fmt.Errorf("peft: %w", err)
 	}
-	if err := json.Unmarshal(data, &head); err != nil {
-		return nil, fmt.Errorf("peft: adapter_config.json: %w", err)
+	return c, nil
+}
+
+func decodeConfig(data []byte) (Config, error) {
+	object, err := pyjson.Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("adapter_config.json: %w", err)
 	}
-	if head.PeftType == nil {
-		return nil, fmt.Errorf(`peft: adapter_config.json: missing required key "peft_type"`)
+	raw, ok := object["peft_type"]
+	if !ok {
+		return nil, errors.New(`adapter_config.json: missing required key "peft_type"`)
+	}
+	var peftType string
+	if err := json.Unmarshal(raw, &peftType); err != nil {
+		return nil, fmt.Errorf("adapter_config.json: peft_type: %w", err)
 	}
 	registry.Lock()
-	decode, ok := registry.decoders[*head.PeftType]
+	decode, ok := registry.decoders[peftType]
 	known := slices.Sorted(maps.Keys(registry.decoders))
 	registry.Unlock()
 	if !ok {
-		if path, ok := packages[*head.PeftType]; ok {
-			return nil, fmt.Errorf("peft: method %q is not linked into this program: import _ %q", *head.PeftType, path)
+		if path, ok := packages[peftType]; ok {
+			return nil, fmt.Errorf("method %q is not linked into this program: import _ %q", peftType, path)
 		}
-		return nil, fmt.Errorf("peft: unsupported peft_type %q (this program knows %s)", *head.PeftType, strings.Join(known, ", "))
+		return nil, fmt.Errorf("unsupported peft_type %q (this program knows %s)", peftType, strings.Join(known, ", "))
 	}
 	return decode(data)
 }

@@ -39,7 +39,20 @@ func DryRun(base site.Base, config Config) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{PeftType: config.PeftType(), Config: na.config}
+	return na.describe(base), nil
+}
+
+// Plan describes an adapter of the model as [DryRun] describes one that is not made yet.
+func (pm *PeftModel) Plan(name string) (*Plan, error) {
+	na, err := pm.set.get(name)
+	if err != nil {
+		return nil, err
+	}
+	return na.describe(pm.set.base), nil
+}
+
+func (na *namedAdapter) describe(base site.Base) *Plan {
+	p := &Plan{PeftType: na.config.PeftType(), Config: na.config}
 	describer, _ := na.adapter.(Describer)
 	for _, m := range na.adapter.Targets() {
 		t := PlannedTarget{Module: m}
@@ -57,7 +70,7 @@ func DryRun(base site.Base, config Config) (*Plan, error) {
 	for _, parameter := range base.Parameters() {
 		p.Count.All += int64(parameter.Size())
 	}
-	return p, nil
+	return p
 }
 
 // countParameters gives each target the tensors below its path.

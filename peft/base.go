@@ -1,0 +1,84 @@
+package peft
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/gomlx/core/tensors"
+
+	"github.com/gopeft/gopeft/internal/graphx"
+	"github.com/gopeft/gopeft/internal/safetensors"
+	"github.com/gopeft/gopeft/site"
+)
+
+// baseValues copies a parameter of the base to the host as float32. dtype is the
+// one that the base holds it in.
+func baseValues(base site.Base, p site.Parameter) (values []float32, dtype dtypes.DType, err error) {
+	values = make([]float32, p.Size())
+	dtype, err = readBase(base, p, values)
+	return values, dtype, err
+}
+
+// readBase copies a parameter of the base into values.
+func readBase(base site.Base, p site.Parameter, values []float32) (dtype dtypes.DType, err error) {
+	store := base.Store()
+	if store == nil {
+		return dtype, errors.New("the base has no values")
+	}
+	err = graphx.Try(func() error {
+		v := store.GetVariable(site.VariablePath(p.Name))
+		if v == nil {
+			return fmt.Errorf("the base has no parameter %q", p.Name)
+		}
+		dtype = v.DType()
+		if !slices.Equal(v.Shape().Dimensions, p.Shape) {
+			return fmt.Errorf("parameter %q of the base: want shape %v, got %v", p.Name, p.Shape, v.Shape().Dimensions)
+		}
+		t, err := v.Value()
+		if err != nil {
+			return err
+		}
+		return copyFloats(t, values)
+	})
+	return dtype, err
+}
+
+// fileDTypes are the float dtypes of a base, as a file spells them.
+var fileDTypes = map[dtypes.DType]safetensors.DType{
+	dtypes.Float32: safetensors.F32, dtypes.Float16: safetensors.F16, dtypes.BFloat16: safetensors.BF16, dtypes.Float64: safetensors.F64,
+}
+
+// copyFloats copies a tensor of any float dtype into values. Of one that lies on a
+// device no copy stays on the host.
+func copyFloats(t *tensors.Tensor, values []float32) error {
+	fileDType, ok := fileDTypes[t.DType()]
+	if !ok {
+		return fmt.Errorf("dtype %s is no float", t.DType())
+	}
+	wasLocal := t.IsLocal()
+	var decodeErr error
+	err := t.ConstBytes(func(data []byte) { decodeErr = safetensors.DecodeFloat32s(values, data, fileDType) })
+	if !wasLocal && t.IsOnAnyDevice() {
+		t.FinalizeLocal()
+	}
+	return errors.Join(err, decodeErr)
+}
+
+// equalRounded reports whether theirs rounds to ours in the dtype that ours were stored in.
+func equalRounded(ours, theirs []float32, dtype dtypes.DType) bool {
+	fileDType, ok := fileDTypes[dtype]
+	if !ok {
+		return false
+	}
+	size, err := fileDType.Size([]int{len(theirs)})
+	if err != nil {
+		return false
+	}
+	stored := make([]byte, size)
+	if safetensors.EncodeFloat32s(stored, theirs, fileDType) != nil || safetensors.DecodeFloat32s(theirs, stored, fileDType) != nil {
+		return false
+	}
+	return slices.Equal(ours, theirs)
+}

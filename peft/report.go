@@ -1,0 +1,68 @@
+package peft
+
+import (
+	"fmt"
+	"strings"
+)
+
+// LoadReport compares the tensors that an adapter has with those of a file, by
+// names without the prefix "base_model.model.".
+type LoadReport struct {
+	// Loaded were found with the right shape.
+	Loaded []string
+	// Missing are wanted and not in the file.
+	Missing []string
+	// Unexpected are in the file and not wanted.
+	Unexpected []string
+	// Mismatched are in the file with another shape, or a dtype that is no float.
+	Mismatched []Mismatch
+	// Copies are weights of the base that peft saved along (embeddings, if they are
+	// targets) and that equal the base's: nothing is lost by not loading them.
+	Copies []string
+}
+
+// Mismatch is a tensor of a file that does not fit.
+type Mismatch struct {
+	Name      string
+	Want, Got []int
+	// DType is the file's, "F32".
+	DType string
+}
+
+func (m Mismatch) String() string {
+	return fmt.Sprintf("%q: want shape %v, got %s %v", m.Name, m.Want, m.DType, m.Got)
+}
+
+// LoadError is the error of an adapter's file that does not fit its configuration
+// and the base.
+type LoadError struct {
+	Dir    string
+	Report LoadReport
+}
+
+// Error names the number and the first of each kind of difference; if nothing
+// fits, one wanted and one found name.
+func (e *LoadError) Error() string {
+	r := e.Report
+	var parts []string
+	switch {
+	case len(r.Loaded) == 0 && len(r.Missing) > 0 && len(r.Unexpected) > 0:
+		parts = append(parts, fmt.Sprintf("no tensor of the file fits the base: want names like %q, the file has names like %q",
+			r.Missing[0], r.Unexpected[0]))
+	default:
+		if len(r.Missing) > 0 {
+			parts = append(parts, fmt.Sprintf("%d tensors missing, first %q", len(r.Missing), r.Missing[0]))
+		}
+		if len(r.Unexpected) > 0 {
+			parts = append(parts, fmt.Sprintf("%d tensors unexpected, first %q", len(r.Unexpected), r.Unexpected[0]))
+		}
+	}
+	if len(r.Mismatched) > 0 {
+		parts = append(parts, fmt.Sprintf("%d tensors do not fit, first %s", len(r.Mismatched), r.Mismatched[0]))
+	}
+	return fmt.Sprintf("peft: load adapter %q: %s", e.Dir, strings.Join(parts, "; "))
+}
+
+func (r LoadReport) ok() bool {
+	return len(r.Loaded) > 0 && len(r.Missing) == 0 && len(r.Unexpected) == 0 && len(r.Mismatched) == 0
+}

@@ -1,0 +1,228 @@
+package peft
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/gopeft/gopeft/internal/atomicfile"
+	"github.com/gopeft/gopeft/internal/safetensors"
+)
+
+const cardFile = "README.md"
+
+// SavePretrained writes the active adapters in peft's format: the one named
+// [DefaultAdapter] into dir itself, others into dir/NAME, each as
+// adapter_config.json and adapter_model.safetensors (float32), and a README.md
+// unless dir has one.
+//
+// All is written beside the target and read back before anything under dir
+// changes. If dir is new or holds nothing but the files of this adapter it is then
+// replaced in one step; else each file is, weights before configuration, and
+// other files in dir stay. On error dir is as it was.
+func (pm *PeftModel) SavePretrained(dir string) error {
+	if err := pm.savePretrained(dir); err != nil {
+		return fmt.Errorf("peft: save adapter to %q: %w", dir, err)
+	}
+	return nil
+}
+
+func (pm *PeftModel) savePretrained(dir string) error {
+	if len(pm.active) == 0 {
+		return errors.New("no adapter is active")
+	}
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return errors.New("it is a file, want a folder")
+	}
+	ours, err := pm.onlyOurs(dir)
+	if err != nil {
+		return err
+	}
+	if ours {
+		return atomicfile.WriteDir(dir, func(part string) error { return pm.writeInto(part, dir) })
+	}
+	part, err := os.MkdirTemp(dir, ".adapter.part-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(part)
+	if err := pm.writeInto(part, dir); err != nil {
+		return err
+	}
+	return pm.moveInto(part, dir)
+}
+
+// folder is where an adapter goes below the folder of a model.
+func folder(dir, adapter string) string {
+	if adapter == DefaultAdapter {
+		return dir
+	}
+	return filepath.Join(dir, adapter)
+}
+
+// onlyOurs reports whether dir is missing or holds nothing but files that saving
+// replaces.
+func (pm *PeftModel) onlyOurs(dir string) (bool, error) {
+	replaced := map[string]bool{".": true, cardFile: true}
+	for _, name := range pm.active {
+		at := folder(".", name)
+		for _, path := range []string{at, filepath.Join(at, configFile), filepath.Join(at, weightsFile)} {
+			replaced[path] = true
+		}
+	}
+	ours := true
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		below, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		if !replaced[below] {
+			ours = false
+			return filepath.SkipAll
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	return ours, err
+}
+
+// writeInto writes the active adapters into a fresh folder that is to become dir.
+func (pm *PeftModel) writeInto(part, dir string) error {
+	var configs []Config
+	for _, name := range pm.active {
+		na, err := pm.set.snapshot(name)
+		if err != nil {
+			return err
+		}
+		if err := na.write(folder(part, name)); err != nil {
+			return fmt.Errorf("adapter %q: %w", name, err)
+		}
+		configs = append(configs, na.config)
+	}
+	card, err := os.ReadFile(filepath.Join(dir, cardFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		card, err = []byte(modelCard(configs[0])), nil
+	}
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(part, cardFile), card)
+}
+
+// moveInto renames the written files into their places in dir.
+func (pm *PeftModel) moveInto(part, dir string) error {
+	var paths []string
+	for _, name := range pm.active {
+		at := folder(".", name)
+		if err := os.MkdirAll(filepath.Join(dir, at), 0o777); err != nil {
+			return err
+		}
+		paths = append(paths, filepath.Join(at, weightsFile), filepath.Join(at, configFile))
+	}
+	for _, path := range append(paths, cardFile) {
+		if err := os.Rename(filepath.Join(part, path), filepath.Join(dir, path)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// snapshot returns an adapter with the values it has now.
+func (s *adapterSet) snapshot(name string) (namedAdapter, error) {
+	na, err := s.get(name)
+	if err != nil {
+		return namedAdapter{}, err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return *na, nil
+}
+
+// unsaveable is a configuration whose adapters have no file format.
+type unsaveable interface{ unsaveable() error }
+
+// write writes the adapter's files into a folder and reads them back.
+func (na namedAdapter) write(dir string) error {
+	if u, ok := na.config.(unsaveable); ok {
+		return u.unsaveable()
+	}
+	values, err := na.layout.Host(na.arguments)
+	if err != nil {
+		return err
+	}
+	var list []safetensors.Tensor
+	for _, p := range na.layout.Params() {
+		if err := checkFinite(p.Name, values[p.Name]); err != nil {
+			return err
+		}
+		data := make([]byte, 4*p.Size())
+		if err := safetensors.EncodeFloat32s(data, values[p.Name], safetensors.F32); err != nil {
+			return err
+		}
+		list = append(list, safetensors.Tensor{Name: keyPrefix + p.Name, DType: safetensors.F32, Shape: p.Shape, Bytes: data})
+	}
+	if len(list) == 0 {
+		return errors.New("it has no tensors")
+	}
+	config, err := EncodeConfig(na.config)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(dir, configFile), config); err != nil {
+		return err
+	}
+	path := filepath.Join(dir, weightsFile)
+	if err := safetensors.Write(path, map[string]string{"format": "pt"}, list); err != nil {
+		return err
+	}
+	return readBack(dir, config, list)
+}
+
+// readBack compares what lies on the disk with what was meant to.
+func readBack(dir string, config []byte, list []safetensors.Tensor) error {
+	got, err := os.ReadFile(filepath.Join(dir, configFile))
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, config) {
+		return fmt.Errorf("%s reads back differently", configFile)
+	}
+	file, err := safetensors.Open(filepath.Join(dir, weightsFile))
+	if err != nil {
+		return fmt.Errorf("reading back: %w", err)
+	}
+	defer file.Close()
+	if n := len(file.Names()); n != len(list) {
+		return fmt.Errorf("reading back: %s has %d tensors, want %d", weightsFile, n, len(list))
+	}
+	for _, want := range list {
+		data, err := file.Bytes(want.Name)
+		if err != nil {
+			return fmt.Errorf("reading back: %w", err)
+		}
+		if info, _ := file.Info(want.Name); !slices.Equal(info.Shape, want.Shape) || info.DType != want.DType || !bytes.Equal(data, want.Bytes) {
+			return fmt.Errorf("tensor %q reads back differently", want.Name)
+		}
+	}
+	return nil
+}
+
+func writeFile(path string, data []byte) error {
+	return atomicfile.WriteFile(path, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
