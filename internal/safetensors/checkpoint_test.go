@@ -71,6 +71,15 @@ func TestOpenIndexed(t *testing.T) {
 	}
 }
 
+func TestShardNames(t *testing.T) {
+	dir := model(t, weightMap("a", "s2.safetensors", "b", "s1.safetensors", "c", "s2.safetensors"), nil)
+	names, err := ShardNames(filepath.Join(dir, IndexName))
+	require.NoError(t, err)
+	require.Equal(t, []string{"s1.safetensors", "s2.safetensors"}, names)
+	_, err = ShardNames(filepath.Join(dir, "none"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
 func TestOpenIndexedRefuses(t *testing.T) {
 	s1 := map[string][]string{"s1.safetensors": {"a"}}
 	for name, tc := range map[string]struct {

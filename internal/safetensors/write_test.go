@@ -34,7 +34,7 @@ func TestWriteRefuses(t *testing.T) {
 		"unknown dtype": {[]Tensor{{Name: "a", DType: "F99"}}, `tensor "a": unknown dtype "F99"`},
 		"no dtype":      {[]Tensor{{Name: "a"}}, `unknown dtype ""`},
 		"negative":      {[]Tensor{{Name: "a", DType: F32, Shape: []int{2, -1}}}, "negative dimension in shape [2 -1]"},
-		"overflow":      {[]Tensor{{Name: "a", DType: F32, Shape: []int{1 << 31, 1 << 31}}}, "overflows"},
+		"overflow":      {[]Tensor{{Name: "a", DType: F32, Shape: []int{1 << 16, 1 << 16, 1 << 16, 1 << 16}}}, "overflows"},
 		"rank":          {[]Tensor{{Name: "a", DType: F32, Shape: many}}, "65 dimensions, more than 64"},
 		"reserved":      {[]Tensor{tensor(t, "__metadata__", F32, 1)}, "reserved"},
 		"not UTF-8":     {[]Tensor{tensor(t, "\xff", F32, 1)}, "not UTF-8"},
