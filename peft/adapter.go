@@ -66,6 +66,13 @@ type WeightDelta interface {
 	WeightDelta(m site.Module, value func(name string) []float32) []float32
 }
 
+// ParameterMerger is a [ParameterAdapter] that can be merged into the base's parameters.
+type ParameterMerger interface {
+	// MergeParameter overwrites the values of a parameter that Replaces reports,
+	// row-major float32 as stored. value returns a trainable tensor by its full name.
+	MergeParameter(name string, values []float32, value func(name string) []float32)
+}
+
 // Configured is an adapter that completed its configuration on the base: the
 // default targets, say. What it returns replaces the one it was made from.
 type Configured interface {

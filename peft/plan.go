@@ -66,7 +66,7 @@ func (na *namedAdapter) describe(base site.Base) *Plan {
 	}
 	p.countParameters(na.layout)
 	p.Count.Trainable = int64(na.layout.NumValues())
-	p.Count.All = p.Count.Trainable
+	p.Count.All = na.added()
 	for _, parameter := range base.Parameters() {
 		p.Count.All += int64(parameter.Size())
 	}

@@ -20,7 +20,7 @@ func (pm *PeftModel) TrainableParameters() Count {
 	pm.set.mu.RLock()
 	defer pm.set.mu.RUnlock()
 	for _, na := range pm.set.adapters {
-		c.All += int64(na.layout.NumValues())
+		c.All += na.added()
 	}
 	for _, name := range pm.active {
 		if na, ok := pm.set.adapters[name]; ok {
@@ -28,6 +28,15 @@ func (pm *PeftModel) TrainableParameters() Count {
 		}
 	}
 	return c
+}
+
+// added is the number of parameters that the adapter adds to those of the base; full
+// fine-tuning trains the base's own.
+func (na *namedAdapter) added() int64 {
+	if _, ok := na.adapter.(*full); ok {
+		return 0
+	}
+	return int64(na.layout.NumValues())
 }
 
 // String is the line that peft's print_trainable_parameters prints:
