@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/gomlx/compute"
@@ -20,10 +21,15 @@ import (
 
 const fixtures = "../internal/golden/testdata/families"
 
+var openTestBackend = sync.OnceValues(func() (compute.Backend, error) {
+	b, _, err := openBackend(Options{Backend: os.Getenv("GOMLX_BACKEND")})
+	return b, err
+})
+
 // testBackend is the backend of the tests' programs, one for all tests.
 func testBackend(t testing.TB) compute.Backend {
 	t.Helper()
-	b, _, err := openBackend(Options{Backend: os.Getenv("GOMLX_BACKEND")})
+	b, err := openTestBackend()
 	require.NoError(t, err)
 	return b
 }

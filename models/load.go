@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
@@ -51,51 +48,24 @@ type source interface {
 // does not fit its config.json is a [*LoadError]; an unsupported model_type, or
 // an option that changes the mathematics, is an error that names it.
 func Load(ctx context.Context, nameOrPath string, options Options) (*Model, error) {
+	m, err := load(ctx, nameOrPath, options)
+	if err != nil {
+		return nil, fmt.Errorf("models: load %q: %w", nameOrPath, err)
+	}
+	return m, nil
+}
+
+func load(ctx context.Context, nameOrPath string, options Options) (*Model, error) {
 	dir, err := resolve(ctx, nameOrPath, options)
 	if err != nil {
-		return nil, fmt.Errorf("models: load %q: %w", nameOrPath, err)
+		return nil, err
 	}
-	m, err := loadFolder(ctx, dir, nameOrPath, options)
+	f, err := diskFolder(dir)
 	if err != nil {
-		return nil, fmt.Errorf("models: load %q: %w", nameOrPath, err)
+		return nil, err
 	}
-	return m, nil
+	return f.load(ctx, nameOrPath, options)
 }
-
-func loadFolder(ctx context.Context, dir, name string, options Options) (*Model, error) {
-	configJSON, err := os.ReadFile(filepath.Join(dir, configFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("folder %s has no %s: %w", dir, configFile, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	arch, err := NewArchitecture(configJSON)
-	if err != nil {
-		return nil, err
-	}
-	open := func() (source, error) { return safetensors.OpenIndexed(dir) }
-	src, err := open()
-	if err != nil {
-		return nil, err
-	}
-	defer src.Close()
-	report := compare(arch, src)
-	if !report.OK() {
-		return nil, &LoadError{Path: dir, Report: report}
-	}
-	m, err := newModel(arch, name, options)
-	if err != nil {
-		return nil, err
-	}
-	m.source = open
-	if err := m.upload(ctx, src); err != nil {
-		return nil, errors.Join(err, m.Close())
-	}
-	return m, nil
-}
-
-const configFile = "config.json"
 
 // newModel opens the backend and makes a model without parameters.
 func newModel(arch Architecture, name string, options Options) (*Model, error) {

@@ -11,7 +11,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/gomlx/gomlx/ml/model"
 
-	// "github.com/gopeft/gopeft/models/tokenizer"
+	"github.com/gopeft/gopeft/models/tokenizer"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -20,7 +20,7 @@ import (
 // adapters) and [site.Exporter]. Its methods may be used concurrently, except Close.
 type Model struct {
 	// Tokenizer is the folder's; nil if it has none.
-	Tokenizer *struct{}
+	Tokenizer *tokenizer.Tokenizer
 
 	config     Config
 	arch       Architecture
@@ -30,8 +30,8 @@ type Model struct {
 	dtype      dtypes.DType
 	recompute  bool // see Blocks.recomputed
 	nameOrPath string
-	source     func() (source, error) // opens the checkpoint again; nil for a model made in memory
-	close      func()                 // closes a backend that the model opened
+	folder     *folder // nil for a model made in memory
+	close      func()  // closes a backend that the model opened
 }
 
 var (

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/gomlx/compute/dtypes"
@@ -11,6 +12,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/models/tokenizer"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -35,6 +37,38 @@ func tokenLoss(m *Model, p *site.Pass, ids *graph.Node) *graph.Node {
 	logProbs := graph.LogSoftmax(graph.ConvertDType(out, dtypes.Float32), -1)
 	targets := graph.OneHot(graph.SliceAxis(ids, 1, graph.AxisRange(1)), m.VocabSize(), dtypes.Float32)
 	return graph.Neg(graph.ReduceAllMean(graph.ReduceSum(graph.Mul(logProbs, targets), -1)))
+}
+
+// TestStories: the real model's loss on a text like those it was trained on, which
+// is the continuation that it gave itself, is known to be about 1 nat a token.
+func TestStories(t *testing.T) {
+	dir := assets(t, "stories260K")
+	m, err := Load(context.Background(), filepath.Join(dir, "hf"), Options{On: testBackend(t)})
+	require.NoError(t, err)
+	defer m.Close()
+	require.Equal(t, 260032, parameterCount(m))
+	require.NotNil(t, m.Tokenizer)
+	text, err := os.ReadFile(filepath.Join(dir, "expected_greedy_200steps.txt"))
+	require.NoError(t, err)
+	ids := m.Tokenizer.Encode(strings.TrimSpace(string(text)), tokenizer.EncodeOptions{AddSpecialTokens: true})
+	e := exec(t, m, func(in []*graph.Node) []*graph.Node {
+		p := &site.Pass{Graph: in[0].Graph(), DType: m.DType()}
+		return []*graph.Node{tokenLoss(m, p, in[0])}
+	})
+	out, err := e.Exec([][]int32{ids})
+	require.NoError(t, err)
+	loss := tensors.ToScalar[float32](out[0])
+	require.Greater(t, len(ids), 150)
+	require.InDelta(t, 0.6, loss, 0.5, "%d tokens", len(ids))
+	t.Logf("%.3f nats over %d tokens", loss, len(ids))
+}
+
+func parameterCount(m *Model) int {
+	n := 0
+	for _, p := range m.Parameters() {
+		n += p.Size()
+	}
+	return n
 }
 
 func BenchmarkStories(b *testing.B) {

@@ -1,0 +1,161 @@
+package models
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/gopeft/gopeft/internal/atomicfile"
+	"github.com/gopeft/gopeft/internal/safetensors"
+	"github.com/gopeft/gopeft/site"
+)
+
+// Export writes the model to the folder dir as a Hugging Face checkpoint: the
+// folder is complete or not there, and replaces one that was.
+//
+// The tensors are read again from where the model was loaded, one at a time; those
+// of a model made in memory come from the device. edit, which may be nil, sees
+// each as row-major float32 values, may change them and says whether it did. An
+// unchanged tensor is copied bit for bit in its stored dtype, a changed one is
+// rounded once to that dtype. A tensor that several modules share is one tensor
+// here too, and stays shared: changing it changes all of them.
+//
+// config.json, generation_config.json and the tokenizer's files are copied. Weights
+// above 5 GB are written in shards.
+func (m *Model) Export(ctx context.Context, dir string, edit func(p site.Parameter, values []float32) (changed bool, err error)) error {
+	if err := m.export(ctx, dir, edit); err != nil {
+		return fmt.Errorf("models: export to %q: %w", dir, err)
+	}
+	return nil
+}
+
+func (m *Model) export(ctx context.Context, dir string, edit func(site.Parameter, []float32) (bool, error)) error {
+	if m.folder.holds(dir) {
+		return errors.New("the model was loaded from this folder: wanted another one")
+	}
+	src := source(storeSource{m})
+	if m.folder != nil {
+		opened, err := m.folder.open()
+		if err != nil {
+			return err
+		}
+		defer opened.Close()
+		src = opened
+	}
+	list := make([]safetensors.Tensor, 0, len(m.Parameters()))
+	infos := make([]safetensors.TensorInfo, 0, cap(list))
+	for _, p := range m.Parameters() {
+		info, ok := src.Info(p.Name)
+		if !ok {
+			return fmt.Errorf("parameter %q is no longer in the checkpoint", p.Name)
+		}
+		list = append(list, safetensors.Tensor{Name: p.Name, DType: info.DType, Shape: info.Shape,
+			Data: func(w io.Writer) error {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				return writeTensor(w, src, p, info, edit)
+			}})
+		infos = append(infos, info)
+	}
+	return atomicfile.WriteDir(dir, func(dir string) error {
+		if err := m.writeConfigs(dir); err != nil {
+			return err
+		}
+		if err := safetensors.WriteSharded(dir, map[string]string{"format": "pt"}, list, safetensors.DefaultShardSize); err != nil {
+			return err
+		}
+		return safetensors.Verify(dir, infos)
+	})
+}
+
+// writeTensor writes one tensor, changed or as it is.
+func writeTensor(w io.Writer, src source, p site.Parameter, info safetensors.TensorInfo, edit func(site.Parameter, []float32) (bool, error)) error {
+	data, err := src.Bytes(p.Name)
+	if err != nil {
+		return err
+	}
+	defer src.Release(p.Name)
+	if edit != nil {
+		values := make([]float32, p.Size())
+		if err := safetensors.DecodeFloat32s(values, data, info.DType); err != nil {
+			return err
+		}
+		changed, err := edit(p, values)
+		if err != nil {
+			return err
+		}
+		if changed {
+			data = make([]byte, len(data))
+			if err := safetensors.EncodeFloat32s(data, values, info.DType); err != nil {
+				return err
+			}
+		}
+	}
+	_, err = w.Write(data)
+	return err
+}
+
+// writeConfigs writes what is in a model folder besides the weights.
+func (m *Model) writeConfigs(dir string) error {
+	if err := os.WriteFile(filepath.Join(dir, configFile), m.config.JSON, 0o644); err != nil {
+		return err
+	}
+	if m.folder != nil {
+		data, err := m.folder.read(generationFile)
+		switch {
+		case err == nil:
+			if err := os.WriteFile(filepath.Join(dir, generationFile), data, 0o644); err != nil {
+				return err
+			}
+		case !errors.Is(err, fs.ErrNotExist):
+			return err
+		}
+	}
+	if m.Tokenizer == nil {
+		return nil
+	}
+	return m.Tokenizer.SaveFiles(dir)
+}
+
+// storeSource reads a model's parameters back from the device.
+type storeSource struct{ m *Model }
+
+func (s storeSource) Names() []string {
+	var names []string
+	for _, p := range s.m.Parameters() {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+func (s storeSource) Info(name string) (safetensors.TensorInfo, bool) {
+	v := s.m.store.GetVariable(site.VariablePath(name))
+	if v == nil {
+		return safetensors.TensorInfo{}, false
+	}
+	info, err := safetensors.Tensor{Name: name, DType: fileDType(s.m.dtype), Shape: v.Shape().Dimensions}.Info()
+	return info, err == nil
+}
+
+func (s storeSource) Bytes(name string) (data []byte, err error) {
+	v := s.m.store.GetVariable(site.VariablePath(name))
+	if v == nil {
+		return nil, fmt.Errorf("no parameter %q", name)
+	}
+	value, err := v.Value()
+	if err != nil {
+		return nil, err
+	}
+	err = value.ConstBytes(func(b []byte) { data = append(data, b...) })
+	value.FinalizeLocal() // the device keeps its own
+	return data, err
+}
+
+func (storeSource) Release(string) {}
+
+func (storeSource) Close() error { return nil }
