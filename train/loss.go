@@ -53,14 +53,18 @@ func (c CausalLM) Loss(r *Run, b BatchNodes) (sum, count *graph.Node) {
 	features := hidden.Shape().Dim(-1)
 	x := graph.Reshape(hidden, -1, features)
 	targets := graph.Reshape(b.Targets, -1)
-	head := r.Model.Head()
-	if r.Gradient && !r.Pass.Adapts(head.Path) && !(head.TiedTo != "" && r.Pass.Adapts(head.TiedTo)) {
+	if r.Gradient && (r.Pass.Hook == nil || headIsFrozen(r.Pass.Hook, r.Model.Head())) {
 		sum = c.frozenHead(r, x, targets)
 	} else {
 		sum = c.trainedHead(r, x, targets)
 	}
 	counted := graph.ConvertDType(graph.NotEqual(targets, ignore(targets)), dtypes.Float32)
 	return sum, graph.ReduceAllSum(counted)
+}
+
+// headIsFrozen reports whether neither the head nor the weight it shares is trained.
+func headIsFrozen(hook site.Hook, head site.Module) bool {
+	return !hook.Adapts(head.Path) && (head.TiedTo == "" || !hook.Adapts(head.TiedTo))
 }
 
 // frozenHead computes the gradient with respect to x in the forward pass: a chunk

@@ -5,9 +5,13 @@ import (
 
 	"github.com/gomlx/gomlx/core/tensors"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/gopeft/gopeft/internal/graphx"
 )
 
-// defaultParts is the number of pieces a batch is cut into on the Go backend.
+// defaultParts is the number of pieces a batch is cut into on the Go backend, whose
+// programs run on one core. It must not depend on the machine: it decides in what
+// order gradients are added, and so the last bits of the result.
 const defaultParts = 4
 
 // split cuts a batch into at most parts runs of rows.
@@ -35,19 +39,21 @@ func (b Batch) split(parts int) []Batch {
 func (s *stepper) inParts(sums []*tensors.Tensor, b Batch, call func(zeros []*tensors.Tensor, part Batch) ([]*tensors.Tensor, error)) ([]*tensors.Tensor, error) {
 	pieces := b.split(s.config.parts)
 	results := make([][]*tensors.Tensor, len(pieces))
-	var group errgroup.Group
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	for i, piece := range pieces {
-		group.Go(func() (err error) {
-			zeros := make([]*tensors.Tensor, len(sums))
-			for k, t := range sums {
-				zeros[k] = tensors.FromShape(t.Shape())
-			}
-			results[i], err = call(zeros, piece)
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
+	err := inParallel(len(pieces), func(i int) (err error) {
+		zeros := make([]*tensors.Tensor, len(sums))
+		for k, t := range sums {
+			zeros[k] = tensors.FromShape(t.Shape())
+		}
+		defer free(zeros)
+		results[i], err = call(zeros, pieces[i])
+		return err
+	})
+	defer func() {
+		for _, result := range results {
+			free(result)
+		}
+	}()
+	if err != nil {
 		return nil, err
 	}
 	return addAll(sums, results)
@@ -73,8 +79,15 @@ func addAll(sums []*tensors.Tensor, results [][]*tensors.Tensor) ([]*tensors.Ten
 		}
 		out[k] = tensors.FromFlatDataAndDimensions(total, t.Shape().Dimensions...)
 	}
-	for _, result := range results {
-		free(result)
-	}
 	return out, nil
+}
+
+// inParallel runs f for 0..n-1, as many at once as there are cores.
+func inParallel(n int, f func(i int) error) error {
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i := range n {
+		group.Go(func() error { return graphx.Try(func() error { return f(i) }) })
+	}
+	return group.Wait()
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/gomlx/gomlx/ml/model"
 
+	"github.com/gopeft/gopeft/internal/graphx"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/site"
 )
@@ -144,15 +145,18 @@ func (s *stepper) evaluateGraph(v variant) graphFunc {
 type graphFunc func(in inputs) []*graph.Node
 
 // exec makes a program over the base's variables. Compilation happens at the first
-// call with new shapes.
+// call with new shapes. Panics of build are turned into panics of an error value:
+// after any other, GoMLX leaves concurrent callers waiting for the graph forever.
 func (s *stepper) exec(name string, build graphFunc) (*model.Exec, error) {
 	store := s.lm.Store()
 	exec, err := model.NewExec(s.lm.Backend(), store, func(_ *model.Scope, in []*graph.Node) []*graph.Node {
-		out := build(in)
-		for v := range store.IterVariables() {
-			if v.ChangedInGraph(in[0].Graph()) {
-				panic(fmt.Errorf("train: the program changes the base's variable %q; a base is frozen", v.Path()))
-			}
+		var out []*graph.Node
+		err := graphx.Try(func() error {
+			out = build(in)
+			return checkFrozen(store, in[0].Graph())
+		})
+		if err != nil {
+			panic(err)
 		}
 		return out
 	})
@@ -160,6 +164,15 @@ func (s *stepper) exec(name string, build graphFunc) (*model.Exec, error) {
 		return nil, err
 	}
 	return exec.WithName("gopeft:" + name).SetMaxCache(-1), nil
+}
+
+func checkFrozen(store *model.Store, g *graph.Graph) error {
+	for v := range store.IterVariables() {
+		if v.ChangedInGraph(g) {
+			return fmt.Errorf("train: the program changes the base's variable %q; a base is frozen", v.Path())
+		}
+	}
+	return nil
 }
 
 // tensorArguments makes a call's argument list of tensors.

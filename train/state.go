@@ -2,6 +2,8 @@ package train
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/gomlx/core/tensors"
@@ -13,6 +15,10 @@ import (
 // infinite. The state is that of before the step.
 var ErrNotFinite = errors.New("loss or gradient is not finite")
 
+// errStateLost is the error of a step after one whose execution failed when large
+// tensors had been donated to it.
+var errStateLost = errors.New("train: the trained values were lost in a failed step; resume from the last checkpoint")
+
 // state is all that a run of training changes: for every trained adapter, in the
 // order of the view, its values and its first and second moments, each as
 // peft.Layout lays it out.
@@ -22,6 +28,8 @@ type state struct {
 	step int
 	// shared marks values that belong to the model and must not be freed.
 	shared bool
+	// lost is true once donated tensors went down with a failed execution.
+	lost bool
 }
 
 // newState starts from the model's values with zero moments.
@@ -35,12 +43,15 @@ func newState(pm *peft.PeftModel) (*state, error) {
 		s.m = append(s.m, tensors.FromShape(t.Shape()))
 		s.v = append(s.v, tensors.FromShape(t.Shape()))
 	}
+	if err := toDevice(pm.Base().Backend(), slices.Concat(s.m, s.v)); err != nil {
+		return nil, fmt.Errorf("train: optimizer moments: %w", err)
+	}
 	return s, nil
 }
 
 // arguments are the state's tensors in the order of a program's inputs.
 func (s *state) arguments() []*tensors.Tensor {
-	return append(append(append([]*tensors.Tensor{}, s.values...), s.m...), s.v...)
+	return slices.Concat(s.values, s.m, s.v)
 }
 
 // replace takes over a step's results and frees what they replace.

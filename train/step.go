@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/gomlx/gomlx/ml/model"
@@ -90,13 +93,8 @@ func newStepper(pm *peft.PeftModel, config stepConfig) (*stepper, error) {
 // step makes one optimizer step on the micro-batches, whose losses and gradients
 // are summed and divided by the number of their targets. On error st is as before.
 func (s *stepper) step(st *state, micro []Batch, lr float64) (stepResult, error) {
-	if len(micro) == 0 {
-		return stepResult{}, errors.New("train: step without a batch")
-	}
-	for _, b := range micro {
-		if err := b.validate(); err != nil {
-			return stepResult{}, err
-		}
+	if err := validateMicro(st, micro); err != nil {
+		return stepResult{}, err
 	}
 	var results []*tensors.Tensor
 	err := graphx.Try(func() (err error) {
@@ -118,7 +116,7 @@ func (s *stepper) step(st *state, micro []Batch, lr float64) (stepResult, error)
 	sum, count, norm := report[0], report[1], report[2]
 	result := stepResult{loss: sum / math.Max(count, 1), gradNorm: norm, targets: int(count)}
 	if !finite(sum) || !finite(norm) {
-		s.keepLarge(st, results)
+		s.discard(st, results)
 		return result, fmt.Errorf("train: step %d: %w: loss %g, gradient norm %g", st.step+1, ErrNotFinite, result.loss, norm)
 	}
 	st.replace(results)
@@ -126,16 +124,36 @@ func (s *stepper) step(st *state, micro []Batch, lr float64) (stepResult, error)
 	return result, nil
 }
 
-// keepLarge puts the guarded results back in the place of donated tensors after a
-// step that was not finite, and frees the others.
-func (s *stepper) keepLarge(st *state, results []*tensors.Tensor) {
+func validateMicro(st *state, micro []Batch) error {
+	if st.lost {
+		return errStateLost
+	}
+	if len(micro) == 0 {
+		return errors.New("train: step without a batch")
+	}
+	targets := 0
+	for _, b := range micro {
+		if err := b.validate(); err != nil {
+			return err
+		}
+		targets += b.Targets()
+	}
+	if targets == 0 {
+		return fmt.Errorf("train: step %d: nothing to learn: every label of its %d batches is %d", st.step+1, len(micro), IgnoreIndex)
+	}
+	return nil
+}
+
+// discard frees the results of a step that was not finite, except those that stand
+// in for donated tensors: they hold the old values.
+func (s *stepper) discard(st *state, results []*tensors.Tensor) {
 	n := len(s.large)
-	for i, large := range s.large {
-		for k, list := range [][]*tensors.Tensor{st.values, st.m, st.v} {
-			if large {
-				list[i] = results[k*n+i]
+	for k, list := range [][]*tensors.Tensor{st.values, st.m, st.v} {
+		for i, result := range results[k*n : (k+1)*n] {
+			if s.large[i] && !(k == 0 && st.shared) {
+				list[i] = result
 			} else {
-				free(results[k*n+i : k*n+i+1])
+				free([]*tensors.Tensor{result})
 			}
 		}
 	}
@@ -146,12 +164,10 @@ func (s *stepper) fused(st *state, b Batch, lr float64) ([]*tensors.Tensor, erro
 	if err != nil {
 		return nil, err
 	}
-	arguments, err := s.stateArguments(st)
-	if err != nil {
-		return nil, err
-	}
-	arguments = append(arguments, s.config.adamw.scalars(st.step+1, lr), s.random(st.step, 0, b.RowOffset))
-	return exec.Exec(append(arguments, batchArguments(b)...)...)
+	batch := batchTensors(b)
+	defer free(batch)
+	rest := append([]any{s.config.adamw.scalars(st.step+1, lr), s.random(st.step, 0, b.RowOffset)}, tensorArguments(batch)...)
+	return s.update(exec, st, rest)
 }
 
 // accumulated runs the gradients program on each micro-batch and then applies.
@@ -174,12 +190,8 @@ func (s *stepper) accumulated(st *state, micro []Batch, lr float64) ([]*tensors.
 	if err != nil {
 		return nil, err
 	}
-	arguments, err := s.stateArguments(st)
-	if err != nil {
-		return nil, err
-	}
-	arguments = append(arguments, s.config.adamw.scalars(st.step+1, lr))
-	return exec.Exec(append(arguments, tensorArguments(sums)...)...)
+	rest := append([]any{s.config.adamw.scalars(st.step+1, lr)}, tensorArguments(sums)...)
+	return s.update(exec, st, rest)
 }
 
 // gradients adds one micro-batch to the sums.
@@ -189,8 +201,10 @@ func (s *stepper) gradients(st *state, sums []*tensors.Tensor, b Batch, microSte
 		return nil, err
 	}
 	call := func(sums []*tensors.Tensor, part Batch) ([]*tensors.Tensor, error) {
+		batch := batchTensors(part)
+		defer free(batch)
 		arguments := append(tensorArguments(st.values, sums), s.random(st.step, microStep, part.RowOffset))
-		return exec.Exec(append(arguments, batchArguments(part)...)...)
+		return exec.Exec(append(arguments, tensorArguments(batch)...)...)
 	}
 	if s.config.parts <= 1 {
 		return call(sums, b)
@@ -203,24 +217,28 @@ func (s *stepper) evaluate(values []*tensors.Tensor, b Batch) (sum float64, targ
 	if err := b.validate(); err != nil {
 		return 0, 0, err
 	}
-	err = graphx.Try(func() error {
-		exec, err := s.program("evaluate", variantOf(b), s.evaluateGraph(variantOf(b)))
+	exec, err := s.program("evaluate", variantOf(b), s.evaluateGraph(variantOf(b)))
+	if err != nil {
+		return 0, 0, fmt.Errorf("train: evaluation: %w", err)
+	}
+	pieces := b.split(max(1, s.config.parts))
+	reports := make([][]float64, len(pieces))
+	err = inParallel(len(pieces), func(i int) error {
+		batch := batchTensors(pieces[i])
+		defer free(batch)
+		out, err := exec.Exec(append(append(tensorArguments(values), s.random(0, 0, 0)), tensorArguments(batch)...)...)
 		if err != nil {
 			return err
 		}
-		out, err := exec.Exec(append(append(tensorArguments(values), s.random(0, 0, 0)), batchArguments(b)...)...)
-		if err != nil {
-			return err
-		}
-		report, err := readAndFree(out[0])
-		if err != nil {
-			return err
-		}
-		sum, targets = report[0], int(report[1])
-		return nil
+		reports[i], err = readAndFree(out[0])
+		return err
 	})
 	if err != nil {
 		return 0, 0, fmt.Errorf("train: evaluation: %w", err)
+	}
+	for _, report := range reports {
+		sum += report[0]
+		targets += int(report[1])
 	}
 	return sum, targets, nil
 }
@@ -248,23 +266,54 @@ func (s *stepper) close() {
 	clear(s.execs)
 }
 
-// stateArguments passes values and moments, donating the large tensors: two copies
-// of them would not fit.
-func (s *stepper) stateArguments(st *state) ([]any, error) {
-	backend := s.lm.Backend()
-	arguments := make([]any, 0, 3*len(s.large)+8)
+// update runs a program that takes values and moments first and returns their
+// successors. Large tensors are donated: two copies of them would not fit. The
+// program is compiled before anything is given away, so that only a failing
+// execution can lose them.
+func (s *stepper) update(exec *model.Exec, st *state, rest []any) ([]*tensors.Tensor, error) {
+	arguments := append(tensorArguments(st.arguments()), rest...)
+	if !slices.Contains(s.large, true) {
+		return exec.Exec(arguments...)
+	}
+	shapes, err := argumentShapes(arguments)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := exec.Compile(shapes...); err != nil {
+		return nil, err
+	}
 	for i, t := range st.arguments() {
 		if !s.large[i%len(s.large)] || (st.shared && i < len(s.large)) {
-			arguments = append(arguments, t)
 			continue
 		}
-		donated, err := graph.DonateTensorBuffer(t, backend, 0)
-		if err != nil {
-			return nil, err
+		if arguments[i], err = graph.DonateTensorBuffer(t, s.lm.Backend(), 0); err != nil {
+			st.lost = true
+			return nil, errors.Join(errStateLost, err)
 		}
-		arguments = append(arguments, donated)
 	}
-	return arguments, nil
+	results, err := exec.Exec(arguments...)
+	if err != nil {
+		st.lost = true
+		return nil, errors.Join(errStateLost, err)
+	}
+	return results, nil
+}
+
+func argumentShapes(arguments []any) ([]shapes.Shape, error) {
+	out := make([]shapes.Shape, len(arguments))
+	for i, a := range arguments {
+		switch a := a.(type) {
+		case *tensors.Tensor:
+			out[i] = a.Shape()
+		case []float32:
+			out[i] = shapes.Make(dtypes.Float32, len(a))
+		case []uint32:
+			out[i] = shapes.Make(dtypes.Uint32, len(a))
+		default:
+			return nil, fmt.Errorf("train: argument %d has type %T", i, a)
+		}
+	}
+	return out, nil
 }
 
 // random is the input that dropout derives from.
@@ -273,23 +322,21 @@ func (s *stepper) random(step, microStep, rowOffset int) []uint32 {
 	return []uint32{uint32(seed) ^ uint32(seed>>32)*0x85ebca6b, uint32(step), uint32(microStep), uint32(rowOffset)}
 }
 
-// batchArguments shifts the labels into targets and makes the batch's tensors.
-func batchArguments(b Batch) []any {
+// batchTensors shifts the labels into targets and makes the batch's tensors.
+func batchTensors(b Batch) []*tensors.Tensor {
 	targets := make([]int32, len(b.Labels))
 	for r := range b.Rows {
 		row := targets[r*b.Length : (r+1)*b.Length]
 		copy(row, b.Labels[r*b.Length+1:(r+1)*b.Length])
 		row[b.Length-1] = IgnoreIndex
 	}
-	matrix := func(values []int32) any { return tensors.FromFlatDataAndDimensions(values, b.Rows, b.Length) }
-	arguments := []any{matrix(b.IDs), matrix(targets)}
-	if b.Positions != nil {
-		arguments = append(arguments, matrix(b.Positions))
+	out := make([]*tensors.Tensor, 0, 4)
+	for _, values := range [][]int32{b.IDs, targets, b.Positions, b.Segments} {
+		if values != nil {
+			out = append(out, tensors.FromFlatDataAndDimensions(values, b.Rows, b.Length))
+		}
 	}
-	if b.Segments != nil {
-		arguments = append(arguments, matrix(b.Segments))
-	}
-	return arguments
+	return out
 }
 
 func readAndFree(t *tensors.Tensor) ([]float64, error) {
