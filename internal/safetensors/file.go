@@ -27,6 +27,20 @@ type File struct {
 // Errors name the path and, where there is one, the tensor.
 func Open(path string) (*File, error) { return open(path, false) }
 
+// FromBytes is Open for a file's content in memory, such as an embedded one,
+// which must not change before Close. name stands for the path in errors.
+func FromBytes(name string, data []byte) (*File, error) {
+	if data == nil {
+		data = []byte{}
+	}
+	m := &mapping{path: name, size: int64(len(data)), mem: data, held: true}
+	h, err := readHeader(m)
+	if err != nil {
+		return nil, fmt.Errorf("safetensors: %s: %w", name, err)
+	}
+	return &File{path: name, data: m, header: h}, nil
+}
+
 func open(path string, noMap bool) (*File, error) {
 	m, err := openMapping(path, noMap)
 	if err != nil {

@@ -1,6 +1,7 @@
 package safetensors
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -170,4 +171,31 @@ func TestRealChatModel(t *testing.T) {
 		total += n
 	}
 	require.Equal(t, 134_515_008, total)
+}
+
+func TestFromBytes(t *testing.T) {
+	var text bytes.Buffer
+	if err := Encode(&text, nil, []Tensor{{Name: "a", DType: U8, Shape: []int{3}, Bytes: []byte{7, 8, 9}}}); err != nil {
+		t.Fatal(err)
+	}
+	f, err := FromBytes("memory", text.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Release("a") // must not touch memory that is no map
+	got, err := f.Bytes("a")
+	if err != nil || !bytes.Equal(got, []byte{7, 8, 9}) {
+		t.Fatalf("got %v, %v", got, err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Bytes("a"); err == nil {
+		t.Fatal("reading after Close: want an error")
+	}
+	for _, data := range [][]byte{nil, text.Bytes()[:20]} {
+		if _, err := FromBytes("memory", data); err == nil || !strings.Contains(err.Error(), "safetensors: memory: ") {
+			t.Fatalf("%d bytes: got %v", len(data), err)
+		}
+	}
 }

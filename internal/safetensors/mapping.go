@@ -14,6 +14,7 @@ type mapping struct {
 	path string
 	size int64
 	mem  mmap.MMap // nil if not mapped
+	held bool      // mem is the caller's memory, not a map
 	file *os.File  // nil if mapped
 }
 
@@ -65,7 +66,7 @@ func (m *mapping) view(offset, size int64) ([]byte, error) {
 
 // release tells the system that a range is not needed in memory for now.
 func (m *mapping) release(offset, size int64) {
-	if m.mem == nil {
+	if m.mem == nil || m.held {
 		return
 	}
 	page := int64(os.Getpagesize())
@@ -77,6 +78,9 @@ func (m *mapping) release(offset, size int64) {
 }
 
 func (m *mapping) close() error {
+	if m.held {
+		return nil
+	}
 	if m.mem != nil {
 		return m.mem.Unmap()
 	}
