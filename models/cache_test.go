@@ -11,6 +11,7 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -89,7 +90,7 @@ func exec(t testing.TB, m *Model, f func(in []*graph.Node) []*graph.Node) *model
 // of each row run alone without padding. mistral and qwen2_sliding have a window
 // of 8 that moves over the cache.
 func TestCache(t *testing.T) {
-	b := testBackend(t)
+	b := backendtest.Open(t)
 	for _, name := range []string{"llama", "mistral", "qwen2_sliding", "qwen3"} {
 		t.Run(name, func(t *testing.T) {
 			m, err := Load(context.Background(), filepath.Join(fixtures, name), Options{On: b})
@@ -114,7 +115,7 @@ func TestCache(t *testing.T) {
 }
 
 func TestCacheErrors(t *testing.T) {
-	m, err := Load(context.Background(), filepath.Join(fixtures, "llama"), Options{On: testBackend(t)})
+	m, err := Load(context.Background(), filepath.Join(fixtures, "llama"), Options{On: backendtest.Open(t)})
 	require.NoError(t, err)
 	defer m.Close()
 	run := func(change func(in *site.Tokens, g *graph.Graph)) error {

@@ -4,10 +4,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 
-	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/graph"
@@ -15,24 +13,12 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/site"
 )
 
 const fixtures = "../internal/golden/testdata/families"
-
-var openTestBackend = sync.OnceValues(func() (compute.Backend, error) {
-	b, _, err := openBackend(Options{Backend: os.Getenv("GOMLX_BACKEND")})
-	return b, err
-})
-
-// testBackend is the backend of the tests' programs, one for all tests.
-func testBackend(t testing.TB) compute.Backend {
-	t.Helper()
-	b, err := openTestBackend()
-	require.NoError(t, err)
-	return b
-}
 
 // golden reads a fixture's tensor onto no device.
 func golden(t testing.TB, f *safetensors.File, name string) *tensors.Tensor {
@@ -106,7 +92,7 @@ func requireClose(t testing.TB, what string, want, got, mask *tensors.Tensor, to
 }
 
 func TestFamilies(t *testing.T) {
-	b := testBackend(t)
+	b := backendtest.Open(t)
 	folders, err := filepath.Glob(fixtures + "/*/config*.json")
 	require.NoError(t, err)
 	require.NotEmpty(t, folders)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/models/tokenizer"
@@ -26,17 +27,28 @@ type folder struct {
 }
 
 // diskFolder is a folder of the operating system, whose weights are mapped.
-func diskFolder(path string) (*folder, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.IsDir() {
-		return nil, fmt.Errorf("%s is a file: wanted a model folder with %s", path, configFile)
-	}
+func diskFolder(path string) *folder {
 	return &folder{
 		fsys: os.DirFS(path), path: path, name: path,
 		open: func() (source, error) { return safetensors.OpenIndexed(path) },
+	}
+}
+
+// memoryFolder is a folder of another file system, whose weights are read as a whole.
+func memoryFolder(fsys fs.FS, dir string) (*folder, error) {
+	sub, err := fs.Sub(fsys, dir)
+	if err != nil {
+		return nil, err
+	}
+	return &folder{
+		fsys: sub, name: dir,
+		open: func() (source, error) {
+			data, err := fs.ReadFile(sub, safetensors.SingleName)
+			if err != nil {
+				return nil, fmt.Errorf("folder %s: %w (weights in shards are read from disk only)", dir, err)
+			}
+			return safetensors.FromBytes(path.Join(dir, safetensors.SingleName), data)
+		},
 	}, nil
 }
 
@@ -52,7 +64,7 @@ func (f *folder) holds(dir string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(own, other)
 }
 
-// config reads config.json and the family it names.
+// architecture reads config.json and the family it names.
 func (f *folder) architecture() (Architecture, error) {
 	data, err := f.read(configFile)
 	if errors.Is(err, fs.ErrNotExist) {

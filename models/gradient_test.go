@@ -12,6 +12,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -48,7 +49,7 @@ func (r *recorder) Adapts(string) bool { return true }
 // TestSites: the hook sees each module once, in order, with inputs and outputs of
 // the described shapes, and each parameter once (a tied one twice).
 func TestSites(t *testing.T) {
-	b := testBackend(t)
+	b := backendtest.Open(t)
 	for _, name := range []string{"llama", "llama_tied", "llama_bias", "qwen2", "qwen3"} {
 		t.Run(name, func(t *testing.T) {
 			m, err := Load(context.Background(), filepath.Join(fixtures, name), Options{On: b})
@@ -117,7 +118,7 @@ func lossProgram(t *testing.T, m *Model, checkpoint, training bool) func(offsets
 // TestGradients: the gradient through every module agrees with finite differences
 // and is the same with blocks checkpointed or cheap parts recomputed.
 func TestGradients(t *testing.T) {
-	b := testBackend(t)
+	b := backendtest.Open(t)
 	for _, name := range []string{"llama", "mistral", "qwen2", "qwen3", "dynamic_rope", "llama_gelu", "llama_gelu_tanh"} {
 		t.Run(name, func(t *testing.T) {
 			m, err := Load(context.Background(), filepath.Join(fixtures, name), Options{On: b})

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
+	"unsafe"
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
@@ -11,7 +14,9 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/gomlx/gomlx/ml/model"
 
+	"github.com/gopeft/gopeft/internal/backend"
 	"github.com/gopeft/gopeft/internal/safetensors"
+	"github.com/gopeft/gopeft/models/hub"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -24,10 +29,10 @@ type Options struct {
 	// On, if not nil, is the open backend to use instead; the model does not close it.
 	On compute.Backend
 	// DType is the dtype of parameters and computation: Float32, BFloat16 or
-	// Float16. Zero: bfloat16 on XLA:CUDA, else float32.
+	// Float16. Zero: bfloat16 on CUDA, else float32.
 	DType dtypes.DType
-	// Revision is the branch, tag or commit of a hub id; "": main.
-	Revision string
+	// Hub says which revision of a hub id to load and where to keep it.
+	Hub hub.Options
 }
 
 // source is a checkpoint's tensors, read lazily.
@@ -56,51 +61,62 @@ func Load(ctx context.Context, nameOrPath string, options Options) (*Model, erro
 }
 
 func load(ctx context.Context, nameOrPath string, options Options) (*Model, error) {
-	dir, err := resolve(ctx, nameOrPath, options)
+	dir, err := hub.Resolve(ctx, nameOrPath, options.Hub)
 	if err != nil {
 		return nil, err
 	}
-	f, err := diskFolder(dir)
+	return diskFolder(dir).load(ctx, nameOrPath, options)
+}
+
+// FromFS is [Load] from the folder dir of fsys, an embed.FS for example, whose
+// weights are in one file.
+func FromFS(ctx context.Context, fsys fs.FS, dir string, options Options) (*Model, error) {
+	f, err := memoryFolder(fsys, dir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("models: load %q: %w", dir, err)
 	}
-	return f.load(ctx, nameOrPath, options)
+	m, err := f.load(ctx, dir, options)
+	if err != nil {
+		return nil, fmt.Errorf("models: load %q: %w", dir, err)
+	}
+	return m, nil
 }
 
 // newModel opens the backend and makes a model without parameters.
 func newModel(arch Architecture, name string, options Options) (*Model, error) {
-	backend, closeBackend, err := openBackend(options)
-	if err != nil {
-		return nil, err
-	}
 	m := &Model{
 		config: arch.Config(), arch: arch, modules: map[string]site.Module{},
-		store: model.NewStore(), backend: backend, close: closeBackend, nameOrPath: name,
+		store: model.NewStore(), nameOrPath: name, backend: options.On,
 	}
-	m.recompute = isCUDA(backend)
 	for _, module := range arch.Modules() {
 		m.modules[module.Path] = module
 	}
-	if m.dtype, err = computeDType(backend, options.DType); err != nil {
+	if m.backend == nil {
+		b, err := backend.Open(options.Backend)
+		if err != nil {
+			return nil, err
+		}
+		m.backend, m.close = b, b.Finalize
+	}
+	m.recompute = backend.IsCUDA(m.backend)
+	if err := m.chooseDType(options.DType); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
 }
 
-func computeDType(backend compute.Backend, wanted dtypes.DType) (dtypes.DType, error) {
+func (m *Model) chooseDType(wanted dtypes.DType) error {
+	m.dtype = wanted
 	switch wanted {
 	case dtypes.InvalidDType:
-		if isCUDA(backend) {
-			return dtypes.BFloat16, nil
-		}
-		return dtypes.Float32, nil
-	case dtypes.Float32, dtypes.BFloat16, dtypes.Float16:
-		if !backend.Capabilities().DTypes[wanted] {
-			return wanted, fmt.Errorf("backend %s does not compute in %s", backend.Name(), wanted)
-		}
-		return wanted, nil
+		m.dtype = backend.ComputeDType(m.backend)
+		return nil
+	case dtypes.Float32:
+		return nil
+	case dtypes.BFloat16, dtypes.Float16:
+		return backend.Supports(m.backend, wanted)
 	}
-	return wanted, fmt.Errorf("dtype: wanted Float32, BFloat16 or Float16, got %s", wanted)
+	return fmt.Errorf("dtype: wanted Float32, BFloat16 or Float16, got %s", wanted)
 }
 
 // upload puts every parameter on the device, one at a time.
@@ -127,11 +143,20 @@ func (m *Model) uploadTensor(src source, p site.Parameter) error {
 	if err != nil {
 		return err
 	}
-	t, err := tensors.FromRaw(m.backend, 0, shapes.Make(m.dtype, p.Shape...), data)
+	t, err := tensors.FromRaw(m.backend, 0, shapes.Make(m.dtype, p.Shape...), aligned(data, fileDType(m.dtype)))
 	if err != nil {
 		return err
 	}
 	return m.setParameter(p.Name, t)
+}
+
+// aligned returns data at an address that suits its elements, which an unusual
+// header or file system may not give it.
+func aligned(data []byte, dtype safetensors.DType) []byte {
+	if len(data) == 0 || uintptr(unsafe.Pointer(unsafe.SliceData(data)))%uintptr(dtype.Bits()/8) == 0 {
+		return data
+	}
+	return slices.Clone(data)
 }
 
 // setParameter makes the frozen variable of a parameter.

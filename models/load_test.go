@@ -16,6 +16,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/site"
 )
@@ -77,7 +78,7 @@ func rename(all map[string]safetensors.Tensor, from, to string) {
 }
 
 func TestLoadErrors(t *testing.T) {
-	b := testBackend(t)
+	b := backendtest.Open(t)
 	const q = "model.layers.0.self_attn.q_proj.weight"
 	cases := []struct {
 		name   string
@@ -161,17 +162,17 @@ func TestLoadErrorIsTyped(t *testing.T) {
 		all["model.layers.0.self_attn.rotary_emb.inv_freq"] = safetensors.Tensor{
 			Name: "model.layers.0.self_attn.rotary_emb.inv_freq", DType: safetensors.F32, Shape: []int{1}, Bytes: make([]byte, 4)}
 	})
-	_, err := Load(context.Background(), dir, Options{On: testBackend(t)})
+	_, err := Load(context.Background(), dir, Options{On: backendtest.Open(t)})
 	var report *LoadError
 	require.True(t, errors.As(err, &report), "%v", err)
 	require.Equal(t, LoadReport{
 		Loaded: 20, Missing: []string{"model.norm.weight"}, Unexpected: []string{"model.final.weight"},
 		Ignored: []string{"model.layers.0.self_attn.rotary_emb.inv_freq"},
 	}, report.Report)
-	_, err = Load(context.Background(), filepath.Join(dir, "missing"), Options{On: testBackend(t)})
+	_, err = Load(context.Background(), filepath.Join(dir, "missing"), Options{On: backendtest.Open(t)})
 	require.ErrorIs(t, err, fs.ErrNotExist)
-	_, err = Load(context.Background(), filepath.Join(dir, configFile), Options{On: testBackend(t)})
-	require.ErrorContains(t, err, "is a file: wanted a model folder")
+	_, err = Load(context.Background(), filepath.Join(dir, configFile), Options{On: backendtest.Open(t)})
+	require.ErrorContains(t, err, "it is a file, want a folder")
 }
 
 // TestTiedCopy: a second copy of a tied weight is no head of its own.
@@ -182,12 +183,12 @@ func TestTiedCopy(t *testing.T) {
 		x.Name = "lm_head.weight"
 		all["lm_head.weight"] = x
 	})
-	m, err := Load(context.Background(), dir, Options{On: testBackend(t)})
+	m, err := Load(context.Background(), dir, Options{On: backendtest.Open(t)})
 	require.NoError(t, err)
 	require.Nil(t, m.Store().GetVariable("/lm_head/weight"))
 	require.NoError(t, m.Close())
 	editWeights(t, dir, func(all map[string]safetensors.Tensor) { all["lm_head.weight"].Bytes[5] ^= 1 })
-	_, err = Load(context.Background(), dir, Options{On: testBackend(t)})
+	_, err = Load(context.Background(), dir, Options{On: backendtest.Open(t)})
 	require.ErrorContains(t, err, `found "lm_head.weight"`)
 }
 
@@ -209,15 +210,15 @@ func (s *countingSource) Release(name string) { s.held--; s.source.Release(name)
 
 // TestLoadOneTensorAtATime: each tensor is read once and let go before the next.
 func TestLoadOneTensorAtATime(t *testing.T) {
-	f, err := diskFolder(filepath.Join(fixtures, "llama_sharded"))
-	require.NoError(t, err)
+	f := diskFolder(filepath.Join(fixtures, "llama_sharded"))
 	counting := &countingSource{reads: map[string]int{}}
 	open := f.open
 	f.open = func() (source, error) {
+		var err error
 		counting.source, err = open()
 		return counting, err
 	}
-	m, err := f.load(context.Background(), "x", Options{On: testBackend(t)})
+	m, err := f.load(context.Background(), "x", Options{On: backendtest.Open(t)})
 	require.NoError(t, err)
 	defer m.Close()
 	require.Equal(t, 1, counting.atOnce)
@@ -227,17 +228,14 @@ func TestLoadOneTensorAtATime(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	_, err = f.load(ctx, "x", Options{On: testBackend(t)})
+	_, err = f.load(ctx, "x", Options{On: backendtest.Open(t)})
 	require.ErrorIs(t, err, context.Canceled)
 }
 
 // TestDTypes: parameters are stored in the compute dtype, rounded to nearest even.
 func TestDTypes(t *testing.T) {
-	if testBackend(t).Name() != "go" && os.Getenv("GOMLX_BACKEND") == "" {
-		t.Skip("the default backend may not compute in bfloat16")
-	}
 	dir := filepath.Join(fixtures, "llama_tied")
-	m, err := Load(context.Background(), dir, Options{On: testBackend(t), DType: dtypes.BFloat16})
+	m, err := Load(context.Background(), dir, Options{On: backendtest.Open(t), DType: dtypes.BFloat16})
 	require.NoError(t, err)
 	defer m.Close()
 	src, err := safetensors.OpenIndexed(dir)
@@ -256,7 +254,7 @@ func TestDTypes(t *testing.T) {
 			require.LessOrEqual(t, math.Abs(float64(want-have)), math.Abs(float64(want))/256)
 		}
 	}))
-	want, _ := Load(context.Background(), dir, Options{On: testBackend(t)})
+	want, _ := Load(context.Background(), dir, Options{On: backendtest.Open(t)})
 	ids := call{ids: tensors.FromValue([][]int32{{5, 9, 33, 7, 12, 41}})}
 	exact := tensors.MustCopyFlatData[float32](logits(t, want, ids)[0])
 	rounded := tensors.MustCopyFlatData[float32](logits(t, m, ids)[0])
@@ -266,8 +264,30 @@ func TestDTypes(t *testing.T) {
 		off += math.Pow(float64(exact[i]-rounded[i]), 2)
 	}
 	require.Less(t, math.Sqrt(off/norm), 0.05, "bfloat16 has 8 bits")
-	_, err = Load(context.Background(), dir, Options{On: testBackend(t), DType: dtypes.Int32})
+	_, err = Load(context.Background(), dir, Options{On: backendtest.Open(t), DType: dtypes.Int32})
 	require.ErrorContains(t, err, "wanted Float32, BFloat16 or Float16, got Int32")
+}
+
+// TestFromFS: a model from another file system, as an embedded one, is the same
+// model, exported too.
+func TestFromFS(t *testing.T) {
+	m, err := FromFS(context.Background(), os.DirFS(fixtures), "qwen3", Options{On: backendtest.Open(t)})
+	require.NoError(t, err)
+	defer m.Close()
+	require.Equal(t, "qwen3", m.NameOrPath())
+	to := filepath.Join(t.TempDir(), "out")
+	require.NoError(t, m.Export(context.Background(), to, nil))
+	require.Equal(t, contents(t, filepath.Join(fixtures, "qwen3")), contents(t, to))
+	_, err = FromFS(context.Background(), os.DirFS(fixtures), "missing", Options{On: backendtest.Open(t)})
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	_, err = FromFS(context.Background(), os.DirFS(fixtures), "llama_sharded", Options{On: backendtest.Open(t)})
+	require.ErrorContains(t, err, "weights in shards are read from disk only")
+}
+
+func TestAligned(t *testing.T) {
+	data := make([]byte, 64)
+	require.Same(t, &data[8], &aligned(data[8:], safetensors.F32)[0])
+	require.NotSame(t, &data[1], &aligned(data[1:9], safetensors.F32)[0])
 }
 
 func TestReportString(t *testing.T) {

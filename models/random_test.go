@@ -11,6 +11,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -36,7 +37,7 @@ func TestNew(t *testing.T) {
 	config, err := os.ReadFile(filepath.Join(fixtures, "qwen2", configFile))
 	require.NoError(t, err)
 	values := func(seed uint64, name string) []float32 {
-		m, err := New(context.Background(), config, seed, Options{On: testBackend(t)})
+		m, err := New(context.Background(), config, seed, Options{On: backendtest.Open(t)})
 		require.NoError(t, err)
 		defer m.Close()
 		require.Equal(t, len(m.Parameters()), m.Store().NumVariables())
@@ -49,13 +50,13 @@ func TestNew(t *testing.T) {
 	require.NotEqual(t, values(1, q+".weight"), values(1, k+".weight"))
 	require.Zero(t, values(1, q+".bias")[3])
 	require.Equal(t, float32(1), values(1, "model.norm.weight")[3])
-	_, err = New(context.Background(), []byte(`{"model_type": "llama"}`), 1, Options{On: testBackend(t)})
+	_, err = New(context.Background(), []byte(`{"model_type": "llama"}`), 1, Options{On: backendtest.Open(t)})
 	require.ErrorContains(t, err, "vocab_size is missing")
 }
 
 // TestDeviceNormal: what a device with its own memory makes of large matrices.
 func TestDeviceNormal(t *testing.T) {
-	d := newDeviceNormal(testBackend(t), dtypes.Float32)
+	d := newDeviceNormal(backendtest.Open(t), dtypes.Float32)
 	defer d.close()
 	values := func(name string, seed uint64) []float32 {
 		out, err := d.make(site.Parameter{Name: name, Shape: []int{300, 128}}, seed, 0.5)

@@ -12,6 +12,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/models/tokenizer"
 	"github.com/gopeft/gopeft/site"
 )
@@ -43,7 +44,7 @@ func tokenLoss(m *Model, p *site.Pass, ids *graph.Node) *graph.Node {
 // is the continuation that it gave itself, is known to be about 1 nat a token.
 func TestStories(t *testing.T) {
 	dir := assets(t, "stories260K")
-	m, err := Load(context.Background(), filepath.Join(dir, "hf"), Options{On: testBackend(t)})
+	m, err := Load(context.Background(), filepath.Join(dir, "hf"), Options{On: backendtest.Open(t)})
 	require.NoError(t, err)
 	defer m.Close()
 	require.Equal(t, 260032, parameterCount(m))
@@ -72,7 +73,7 @@ func parameterCount(m *Model) int {
 }
 
 func BenchmarkStories(b *testing.B) {
-	m, err := Load(context.Background(), assets(b, "stories260K/hf"), Options{On: testBackend(b)})
+	m, err := Load(context.Background(), assets(b, "stories260K/hf"), Options{On: backendtest.Open(b)})
 	require.NoError(b, err)
 	defer m.Close()
 	const batch, length = 8, 96
