@@ -1,0 +1,7 @@
+//go:build !(amd64 && goexperiment.simd)
+
+package backend
+
+import "io"
+
+func warnSlowExp(io.Writer) {}
