@@ -36,8 +36,11 @@ type StepLog struct {
 	GradNorm float64 `json:"grad_norm"`
 	// TokensPerSecond counts all tokens of the batches, padding included.
 	TokensPerSecond float64 `json:"tokens_per_second"`
-	// PeakMemoryBytes is the most memory used so far.
+	// PeakMemoryBytes is the most main memory that the process has used so far.
 	PeakMemoryBytes int64 `json:"peak_memory_bytes"`
+	// DeviceMemoryBytes is what the compiled step needs on an accelerator, weights
+	// and temporaries together. 0: not known, and not written.
+	DeviceMemoryBytes int64 `json:"device_memory_bytes,omitempty"`
 }
 
 // EvalLog is what is logged about an evaluation.
