@@ -42,8 +42,8 @@ func (r *Run) Frozen() *Run {
 // CausalLM is the cross entropy of the next token, in float32. The logits of a
 // batch never exist at once: they are built for ChunkTokens tokens at a time.
 type CausalLM struct {
-	// ChunkTokens is the number of tokens of a chunk; 0 chooses so that a chunk's
-	// logits stay near 128 MB.
+	// ChunkTokens is the number of tokens of a chunk; 0 chooses 32 M logits a chunk,
+	// but at least 1024 tokens.
 	ChunkTokens int
 }
 
@@ -134,8 +134,9 @@ func crossEntropy(r *Run, x, targets *graph.Node) *graph.Node {
 func (c CausalLM) chunks(vocabulary, n int) [][2]int {
 	size := c.ChunkTokens
 	if size <= 0 {
-		const logitsOfAChunk = 32 << 20 // elements; 128 MB in float32
-		size = max(512, logitsOfAChunk/vocabulary)
+		// Each chunk reads the head's weight twice: few chunks where the vocabulary is large.
+		const logitsOfAChunk, fewest = 32 << 20, 1024
+		size = max(fewest, logitsOfAChunk/vocabulary)
 	}
 	parts := (n + size - 1) / size
 	size = (n + parts - 1) / parts
