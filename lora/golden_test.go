@@ -47,3 +47,24 @@ func TestGolden(t *testing.T) {
 		})
 	}
 }
+
+// Merging into a checkpoint gives the logits that peft's merge gives.
+func TestGoldenMerged(t *testing.T) {
+	for _, g := range basetest.GoldenCases(t) {
+		t.Run(filepath.Base(g.Dir), func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "merged")
+			base := basetest.Load(t, filepath.Join(basetest.Fixtures, "families", g.Model))
+			pm, err := peft.LoadAdapter(base, g.Dir)
+			require.NoError(t, err)
+			report, err := pm.MergeAndUnload(t.Context(), dir)
+			require.NoError(t, err)
+			require.Len(t, report.Tensors, len(g.Scaling))
+			require.Greater(t, report.MaxChange, float32(0))
+
+			merged, err := peft.GetPeftModel(basetest.Load(t, dir), peft.Full{})
+			require.NoError(t, err)
+			got := basetest.Evaluate(t, merged, g.Tensor(t, "input_ids"), g.Tensor(t, "labels"))
+			basetest.RequireClose(t, basetest.Flat(t, g.Tensor(t, "merged_logits")), got.Logits, 1e-4, "merged logits")
+		})
+	}
+}

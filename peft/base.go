@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/tensors"
@@ -50,6 +51,10 @@ var fileDTypes = map[dtypes.DType]safetensors.DType{
 	dtypes.Float32: safetensors.F32, dtypes.Float16: safetensors.F16, dtypes.BFloat16: safetensors.BF16, dtypes.Float64: safetensors.F64,
 }
 
+// copying guards copyFloats: a tensor that is being read has a copy on the host, which
+// a second reader would take for one that was there before.
+var copying sync.Mutex
+
 // copyFloats copies a tensor of any float dtype into values. Of one that lies on a
 // device no copy stays on the host.
 func copyFloats(t *tensors.Tensor, values []float32) error {
@@ -57,6 +62,8 @@ func copyFloats(t *tensors.Tensor, values []float32) error {
 	if !ok {
 		return fmt.Errorf("dtype %s is no float", t.DType())
 	}
+	copying.Lock()
+	defer copying.Unlock()
 	wasLocal := t.IsLocal()
 	var decodeErr error
 	err := t.ConstBytes(func(data []byte) { decodeErr = safetensors.DecodeFloat32s(values, data, fileDType) })

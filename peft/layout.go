@@ -112,8 +112,8 @@ func (l *Layout) Host(arguments []*tensors.Tensor) (map[string][]float32, error)
 	}
 	host := make([][]float32, len(arguments))
 	for i, t := range arguments {
-		values, err := tensors.CopyFlatData[float32](t)
-		if err != nil {
+		values := make([]float32, t.Size())
+		if err := copyFloats(t, values); err != nil {
 			return nil, fmt.Errorf("peft: reading adapter values: %w", err)
 		}
 		host[i] = values

@@ -132,7 +132,8 @@ func compare(l *Layout, file *safetensors.File, base site.Base) (map[string]stri
 	for _, name := range file.Names() {
 		short := strings.TrimPrefix(name, keyPrefix)
 		if _, twice := names[short]; twice {
-			short = name // with and without the prefix: report the second as unexpected
+			r.Unexpected = append(r.Unexpected, name) // with and without the prefix
+			continue
 		}
 		names[short] = name
 	}
