@@ -86,6 +86,17 @@ func (f *fields) size(name string) int {
 	return f.sizeOr(name, 1)
 }
 
+// sizeUpTo is a required positive integer with a limit, for what memory is made of
+// before any weight has been seen.
+func (f *fields) sizeUpTo(name string, limit int) int {
+	n := f.size(name)
+	if n > limit {
+		f.fail("%s: wanted at most %d, got %d", name, limit, n)
+		return 1
+	}
+	return n
+}
+
 // sizeOr is a positive integer with a default.
 func (f *fields) sizeOr(name string, otherwise int) int {
 	n, ok := f.integer(name, "a positive integer")

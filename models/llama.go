@@ -59,19 +59,13 @@ func newLlama(configJSON []byte, family llamaFamily) (Architecture, error) {
 		return nil, err
 	}
 	m := &llama{config: commonConfig(f, configJSON, family.defaultPositions)}
-	m.intermediate = f.size("intermediate_size")
-	m.heads = f.size("num_attention_heads")
+	m.intermediate = f.sizeUpTo("intermediate_size", maxWidth)
+	m.heads = f.sizeUpTo("num_attention_heads", 1<<16)
 	m.kvHeads = f.sizeOr("num_key_value_heads", m.heads)
 	if m.heads%m.kvHeads != 0 {
 		f.fail("num_key_value_heads: wanted a divisor of num_attention_heads %d, got %d", m.heads, m.kvHeads)
 	}
-	m.headDim = f.sizeOr("head_dim", family.headDim)
-	if m.headDim == 0 {
-		if m.config.HiddenSize%m.heads != 0 {
-			f.fail("hidden_size %d is no multiple of num_attention_heads %d, and head_dim is missing", m.config.HiddenSize, m.heads)
-		}
-		m.headDim = m.config.HiddenSize / m.heads
-	}
+	m.headDim = headDim(f, m.config.HiddenSize, m.heads, family.headDim)
 	m.normEps = f.number("rms_norm_eps")
 	m.act = f.act("hidden_act", "silu")
 	m.rope = newRope(f, m.headDim, m.config.MaxPositions)
@@ -87,13 +81,33 @@ func newLlama(configJSON []byte, family llamaFamily) (Architecture, error) {
 	return m, nil
 }
 
+// headDim reads head_dim, by default hidden/heads or what the family says.
+func headDim(f *fields, hidden, heads, otherwise int) int {
+	const limit = 1 << 16
+	if otherwise == 0 {
+		otherwise = hidden / heads
+		if hidden%heads != 0 && !f.has("head_dim") {
+			f.fail("hidden_size %d is no multiple of num_attention_heads %d, and head_dim is missing", hidden, heads)
+		}
+	}
+	n := f.sizeOr("head_dim", otherwise)
+	if n < 1 || n > limit {
+		f.fail("head_dim: wanted 1 to %d, got %d", limit, n)
+		return 2
+	}
+	return n
+}
+
+// maxWidth keeps products of two sizes far from overflow.
+const maxWidth = 1 << 24
+
 // commonConfig reads what every family has.
 func commonConfig(f *fields, configJSON []byte, defaultPositions int) Config {
 	return Config{
 		ModelType:         f.text("model_type"),
-		VocabSize:         f.size("vocab_size"),
-		HiddenSize:        f.size("hidden_size"),
-		NumLayers:         f.size("num_hidden_layers"),
+		VocabSize:         f.sizeUpTo("vocab_size", maxWidth),
+		HiddenSize:        f.sizeUpTo("hidden_size", maxWidth),
+		NumLayers:         f.sizeUpTo("num_hidden_layers", 10000),
 		MaxPositions:      f.sizeOr("max_position_embeddings", defaultPositions),
 		InitializerRange:  f.numberOr("initializer_range", 0.02),
 		TieWordEmbeddings: f.flag("tie_word_embeddings", false),
