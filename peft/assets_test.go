@@ -1,0 +1,134 @@
+package peft_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gopeft/gopeft/internal/basetest"
+	"github.com/gopeft/gopeft/internal/safetensors"
+	"github.com/gopeft/gopeft/lora"
+	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/site"
+)
+
+// asset returns the folder of other people's files, or skips. What is tested on them
+// here is tested on the project's own fixtures in save_test.go.
+func asset(t *testing.T, name string) string {
+	t.Helper()
+	root := os.Getenv("GOPEFT_ASSETS")
+	if root == "" {
+		root = filepath.FromSlash("../../shared/assets")
+	}
+	dir := filepath.Join(root, name)
+	if _, err := os.Stat(dir); err != nil {
+		t.Skipf("no %s: set GOPEFT_ASSETS to the folder that holds %s", dir, name)
+	}
+	return dir
+}
+
+// A real adapter of SmolLM-135M fits a base of that shape with every tensor used.
+func TestRealAdapterSmolLM(t *testing.T) {
+	dir := asset(t, "lora-smollm135m-llama")
+	base := basetest.Llama(576, 30, 9, 3, 64, 1536, 49152)
+	pm, err := peft.LoadAdapter(base, dir)
+	require.NoError(t, err)
+	layout, err := pm.Layout(peft.DefaultAdapter)
+	require.NoError(t, err)
+	require.Equal(t, fileNames(t, dir), 2*2*30)
+	require.Len(t, layout.Params(), 2*2*30)
+	// 30 layers of q (576 -> 576) and v (576 -> 192) at rank 16.
+	require.Equal(t, "trainable params: 921,600 || all params: 135,436,608 || trainable%: 0.6805", pm.TrainableParameters().String())
+	plan, err := pm.Plan(peft.DefaultAdapter)
+	require.NoError(t, err)
+	require.Equal(t, []peft.Setting{{Name: "r", Value: "16"}, {Name: "alpha", Value: "32"}, {Name: "scaling", Value: "2"}}, plan.Targets[0].Settings)
+
+	out := filepath.Join(t.TempDir(), "out")
+	require.NoError(t, pm.SavePretrained(out))
+	require.Equal(t, read(t, dir, weightsFile), read(t, out, weightsFile))
+	var was, is map[string]any
+	require.NoError(t, json.Unmarshal(read(t, dir, configFile), &was))
+	require.NoError(t, json.Unmarshal(read(t, out, configFile), &is))
+	was["target_modules"] = []any{"q_proj", "v_proj"} // sorted
+	for key, value := range was {
+		require.Equal(t, value, is[key], key)
+	}
+}
+
+func fileNames(t *testing.T, dir string) int {
+	file, err := safetensors.Open(filepath.Join(dir, weightsFile))
+	require.NoError(t, err)
+	defer file.Close()
+	return len(file.Names())
+}
+
+// A real adapter of gpt-neo-125M fits the projections that it names.
+func TestRealAdapterGPTNeo(t *testing.T) {
+	dir := asset(t, "lora-gptneo125m")
+	base := &basetest.Shape{Type: "gpt_neo"}
+	for _, i := range []string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"} {
+		for _, name := range []string{"k_proj", "v_proj", "q_proj", "out_proj"} {
+			base.Add(site.Module{Path: "transformer.h." + i + ".attn.attention." + name, Kind: site.Linear, In: 768, Out: 768})
+		}
+	}
+	pm, err := peft.LoadAdapter(base, dir)
+	require.NoError(t, err)
+	layout, err := pm.Layout(peft.DefaultAdapter)
+	require.NoError(t, err)
+	require.Len(t, layout.Params(), fileNames(t, dir))
+	config, err := pm.Config(peft.DefaultAdapter)
+	require.NoError(t, err)
+	require.Equal(t, 8, config.(lora.LoraConfig).R)
+	require.Equal(t, "EleutherAI/gpt-neo-125M", config.Common().BaseModelNameOrPath)
+
+	_, err = peft.LoadAdapter(basetest.Llama(576, 12, 9, 3, 64, 1536, 100), dir)
+	require.ErrorContains(t, err, `no tensor of the file fits the base: want names like "model.layers.0.self_attn.q_proj.lora_A.weight", the file has names like "transformer.h.0.attn.attention.`)
+}
+
+// Of the real configurations of 39 methods, those of LoRA parse or say which option
+// is not supported; the others are refused by name.
+func TestRealConfigs(t *testing.T) {
+	dir := asset(t, "peft-adapter-configs")
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	require.NoError(t, err)
+	require.Len(t, files, 103)
+	base := basetest.Llama(64, 2, 4, 4, 16, 128, 100)
+	parsed, refused := 0, 0
+	for _, file := range files {
+		data := read(t, file)
+		var head struct {
+			PeftType string `json:"peft_type"`
+		}
+		require.NoError(t, json.Unmarshal(data, &head))
+		config, err := peft.DecodeConfig(data)
+		if head.PeftType != lora.PeftType {
+			require.EqualError(t, err, `peft: unsupported peft_type "`+head.PeftType+`" (this program knows LORA)`)
+			continue
+		}
+		require.NoError(t, err, file)
+		text, err := peft.EncodeConfig(config)
+		require.NoError(t, err)
+		again, err := peft.DecodeConfig(text)
+		require.NoError(t, err)
+		second, err := peft.EncodeConfig(again)
+		require.NoError(t, err)
+		require.Equal(t, string(text), string(second))
+		if err := config.Validate(); err != nil {
+			require.ErrorContains(t, err, "is not supported", file)
+			t.Log(filepath.Base(file), err)
+			refused++
+			continue
+		}
+		parsed++
+		c := config.(lora.LoraConfig)
+		if c.TargetModules.IsZero() {
+			_, err = peft.DryRun(base, c)
+			require.NoError(t, err, file)
+		}
+	}
+	require.Equal(t, 15, parsed+refused)
+	require.Equal(t, 9, parsed)
+}
