@@ -3,6 +3,7 @@ package backend
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -208,6 +209,13 @@ func TestXLABackend(t *testing.T) {
 		t.Errorf("%s: compute dtype %s, want %s", Kind(b), ComputeDType(b), want)
 	}
 	checkDTypes(t, b)
+	if !IsCUDA(b) {
+		return
+	}
+	used, total, err := DeviceMemory(t.Context(), b)
+	if err != nil || len(used) < b.NumDevices() || total[0] < 1<<30 || used[0] > total[0] {
+		t.Errorf("DeviceMemory: %d of %d, %v", used, total, err)
+	}
 }
 
 func checkDTypes(t *testing.T, b compute.Backend) {
@@ -234,6 +242,28 @@ func TestXLALoaderErrors(t *testing.T) {
 	_, err = Open("xla:" + libm[0])
 	if err == nil || !strings.Contains(err.Error(), "GetPjrtApi") || !strings.Contains(err.Error(), "pip download") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestOpenIsSilent opens backends in another process and looks at what it prints.
+func TestOpenIsSilent(t *testing.T) {
+	const env = "GOPEFT_TEST_OPEN_SILENTLY"
+	if name := os.Getenv(env); name != "" {
+		exec := products(t, open(t, name), 1, 2)
+		run(t, exec)
+		return
+	}
+	for _, name := range []string{"go", "go:parallelism=2", "go:parallelism=-1", "xla"} {
+		t.Run(name, func(t *testing.T) {
+			if name == "xla" {
+				name = xlaPlugin(t)
+			}
+			cmd := exec.Command(os.Args[0], "-test.run=^TestOpenIsSilent$", "-test.coverprofile=")
+			cmd.Env = append(os.Environ(), env+"="+name, "GODEBUG=cpu.fma=off")
+			if out, err := cmd.CombinedOutput(); err != nil || string(out) != "PASS\n" {
+				t.Errorf("%v; it printed %q, want PASS alone", err, out)
+			}
+		})
 	}
 }
 

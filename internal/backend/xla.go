@@ -59,18 +59,18 @@ func openPlugin(path, options string) (compute.Backend, error) {
 	return b, nil
 }
 
-// prepareCUDA does what jax does for its CUDA plugin: it says where libdevice and ptxas
-// of the nvidia packages beside it are. The plugin finds the libraries by itself ($ORIGIN).
+// prepareCUDA does what jax does for its CUDA plugin: it says in XLA_FLAGS where libdevice
+// and ptxas of the nvidia packages beside it are, if they are there. The plugin finds the
+// libraries by itself ($ORIGIN), and a CUDA toolkit in its usual place too.
 func prepareCUDA(path string) error {
 	site := filepath.Dir(filepath.Dir(filepath.Dir(path))) // site-packages/jax_plugins/xla_cuda13/x.so
 	if !strings.Contains(filepath.Base(path), "cuda") || filepath.Base(filepath.Dir(filepath.Dir(path))) != "jax_plugins" {
 		return nil
 	}
 	var root string
-	for _, dir := range []string{"nvidia/cu13", "nvidia/cuda_nvcc"} {
-		if info, err := os.Stat(filepath.Join(site, dir)); err == nil && info.IsDir() {
+	for _, dir := range []string{"nvidia/cuda_nvcc", "nvidia/cu13"} {
+		if _, err := os.Stat(filepath.Join(site, dir, "nvvm", "libdevice")); err == nil {
 			root = filepath.Join(site, dir)
-			break
 		}
 	}
 	if os.Getenv("GOPJRT_CUDA_CHECKS") == "" { // go-xla looks for nvidia/ in its own layout, and warns
