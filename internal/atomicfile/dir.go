@@ -13,6 +13,9 @@ import (
 // write into it; WriteDir syncs all of it before the swap. If fill or any
 // step after it fails, path is as it was and the new folder is removed.
 //
+// A reader that opens several files one after the other may see the swap
+// happen between them; it does not see a folder that is half of each.
+//
 // Everything in the old folder goes, also files that the program did not
 // write. WriteDir refuses the root, the home and the working folder and the
 // parents of these. Missing parents of path are created. If path is a
@@ -38,18 +41,9 @@ func (s *system) writeDir(path string, fill func(dir string) error) (err error) 
 	if err := s.restore(target); err != nil {
 		return err
 	}
-	info, err := os.Lstat(target)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		info = nil
-	case err != nil:
+	info, err := replaceable(target)
+	if err != nil {
 		return err
-	case !info.IsDir():
-		return errors.New("it is a file, want a folder or nothing")
-	default:
-		if err := refusePrecious(target); err != nil {
-			return err
-		}
 	}
 	part := partName(target)
 	if err := s.mkdir(part); err != nil {
@@ -87,6 +81,20 @@ func (s *system) writeDir(path string, fill func(dir string) error) (err error) 
 		return fmt.Errorf("the new folder is in place, but the old one could not be removed: %w", err)
 	}
 	return nil
+}
+
+// replaceable describes the folder to replace; nil if there is none yet.
+func replaceable(target string) (fs.FileInfo, error) {
+	info, err := os.Lstat(target)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !info.IsDir():
+		return nil, errors.New("it is a file, want a folder or nothing")
+	}
+	return info, refusePrecious(target)
 }
 
 // swap puts part in the place of target and returns where the old folder went

@@ -224,22 +224,36 @@ func parseTensor(dec *json.Decoder) (TensorInfo, error) {
 	}
 	info.DType = DType(*dtype)
 	info.Offset, info.Size = offsets[0], offsets[1]-offsets[0]
-	info.Shape = make([]int, len(shape))
-	for i, dim := range shape {
-		info.Shape[i] = int(dim)
-		if int64(info.Shape[i]) != dim {
-			return info, fmt.Errorf("shape: %d is too large for this machine", dim)
-		}
-	}
-	if info.DType.Bits() == 0 {
-		return info, nil // its size cannot be checked, only its place
-	}
-	want, err := info.DType.Size(info.Shape)
-	if err == nil && want != info.Size {
-		err = fmt.Errorf("data_offsets [%d, %d] hold %d bytes, %s%s takes %d",
-			offsets[0], offsets[1], info.Size, info.DType, shapeText(info.Shape), want)
+	info.Shape, err = toShape(shape)
+	if err == nil {
+		err = info.checkSize()
 	}
 	return info, err
+}
+
+func toShape(dims []int64) ([]int, error) {
+	shape := make([]int, len(dims))
+	for i, dim := range dims {
+		shape[i] = int(dim)
+		if int64(shape[i]) != dim {
+			return nil, fmt.Errorf("shape: %d is too large for this machine", dim)
+		}
+	}
+	return shape, nil
+}
+
+// checkSize compares the byte range with dtype and shape. Of an unknown dtype
+// only the place can be checked, later.
+func (t TensorInfo) checkSize() error {
+	if t.DType.Bits() == 0 {
+		return nil
+	}
+	want, err := t.DType.Size(t.Shape)
+	if err == nil && want != t.Size {
+		err = fmt.Errorf("data_offsets [%d, %d] hold %d bytes, %s%s takes %d",
+			t.Offset, t.Offset+t.Size, t.Size, t.DType, shapeText(t.Shape), want)
+	}
+	return err
 }
 
 // parseInts reads a list of at most limit integers >= 0. It never returns a

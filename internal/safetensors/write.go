@@ -205,7 +205,7 @@ type exactWriter struct {
 
 func (e *exactWriter) Write(p []byte) (int, error) {
 	if e.err == nil && int64(len(p)) > e.left {
-		e.err = fmt.Errorf("Data wrote at least %d bytes too many", int64(len(p))-e.left)
+		e.err = fmt.Errorf("its Data wrote at least %d bytes too many", int64(len(p))-e.left)
 	}
 	if e.err != nil {
 		return 0, e.err
@@ -219,7 +219,7 @@ func (e *exactWriter) Write(p []byte) (int, error) {
 // finish reports a failed write also if Data swallowed it.
 func (e *exactWriter) finish() error {
 	if e.err == nil && e.left > 0 {
-		return fmt.Errorf("Data wrote %d bytes too few", e.left)
+		return fmt.Errorf("its Data wrote %d bytes too few", e.left)
 	}
 	return e.err
 }

@@ -41,8 +41,8 @@ func TestWriteRefuses(t *testing.T) {
 		"both":          {[]Tensor{{Name: "a", DType: I8, Shape: []int{1}, Bytes: []byte{1}, Data: writes(1)}}, "both Bytes and Data"},
 		"bytes short":   {[]Tensor{{Name: "a", DType: F32, Shape: []int{2}, Bytes: make([]byte, 4)}}, `tensor "a": 4 bytes, F32[2] takes 8`},
 		"no content":    {[]Tensor{{Name: "a", DType: F32}}, "0 bytes, F32[] takes 4"},
-		"data short":    {[]Tensor{{Name: "a", DType: F32, Shape: []int{2}, Data: writes(4, 3)}}, `tensor "a": Data wrote 1 bytes too few`},
-		"data long":     {[]Tensor{{Name: "a", DType: F32, Shape: []int{2}, Data: writes(4, 5)}}, `tensor "a": Data wrote at least 1 bytes too many`},
+		"data short":    {[]Tensor{{Name: "a", DType: F32, Shape: []int{2}, Data: writes(4, 3)}}, `tensor "a": its Data wrote 1 bytes too few`},
+		"data long":     {[]Tensor{{Name: "a", DType: F32, Shape: []int{2}, Data: writes(4, 5)}}, `tensor "a": its Data wrote at least 1 bytes too many`},
 		"data fails":    {[]Tensor{{Name: "a", DType: F32, Data: func(io.Writer) error { return broken }}}, `tensor "a": broken`},
 	} {
 		t.Run(name, func(t *testing.T) {
