@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -308,4 +309,17 @@ func BenchmarkProducts(b *testing.B) {
 			b.ReportMetric(5*2*512*512*512*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
 		})
 	}
+}
+
+func FuzzGoOptions(f *testing.F) {
+	for _, config := range []string{"", "parallelism=-1", "ops_parallel,parallelism=4", "creation_order,,x=y"} {
+		f.Add(config)
+	}
+	f.Fuzz(func(t *testing.T, config string) {
+		options, parallelism, err := goOptions("go:"+config, config)
+		unbounded := parallelism != nil && *parallelism < 0
+		if err == nil && !unbounded && !slices.Contains(strings.Split(options, ","), "ops_sequential") {
+			t.Errorf("%q -> %q can dead-lock", config, options)
+		}
+	})
 }

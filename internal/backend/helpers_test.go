@@ -77,7 +77,7 @@ func products(t testing.TB, b compute.Backend, n, size int) *graph.Exec {
 
 func run(t testing.TB, exec *graph.Exec) float32 {
 	t.Helper()
-	out, err := exec.Exec1()
+	out, err := exec.Call1()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,8 +49,9 @@ func IsXLA(b compute.Backend) bool { return strings.HasPrefix(string(Kind(b)), s
 // IsCUDA reports whether b is XLA on NVIDIA GPUs.
 func IsCUDA(b compute.Backend) bool { return Kind(b) == XLACUDA }
 
-// ComputeDType is the dtype in which b computes fastest at training precision: bfloat16
-// on CUDA, float32 elsewhere (half precision is slower than float32 on both CPU backends).
+// ComputeDType is the dtype that models compute in unless told otherwise: bfloat16 on
+// CUDA, float32 elsewhere. On the Go backend half precision is slower; on XLA:CPU bfloat16
+// products are faster where the processor has AMX, at the price of its rounding.
 func ComputeDType(b compute.Backend) dtypes.DType {
 	if IsCUDA(b) {
 		return dtypes.BFloat16
@@ -78,7 +79,7 @@ func Supports(b compute.Backend, dtype dtypes.DType) (err error) {
 		return fmt.Errorf("backend: %s does not compute in %s: %w", Kind(b), dtype, err)
 	}
 	defer exec.Finalize()
-	out, err := exec.Exec1()
+	out, err := exec.Call1()
 	if err != nil {
 		return fmt.Errorf("backend: %s does not compute in %s: %w", Kind(b), dtype, err)
 	}
