@@ -140,7 +140,11 @@ func TestGradients(t *testing.T) {
 				require.InDelta(t, numeric, plain[i], 3e-2*(0.2+math.Abs(numeric)), module.Path)
 			}
 			m.recompute = true
-			for _, other := range []struct{ checkpoint, training bool }{{true, false}, {true, true}, {false, true}} {
+			others := []struct{ checkpoint, training bool }{{true, false}, {true, true}, {false, true}}
+			if name != "llama" && name != "qwen3" {
+				others = others[1:2] // what is recomputed is the same
+			}
+			for _, other := range others {
 				_, got := lossProgram(t, m, other.checkpoint, other.training)(zeros)
 				for i, module := range modules {
 					require.InDelta(t, plain[i], got[i], 1e-5*(1+math.Abs(float64(plain[i]))), "%v %s", other, module.Path)
