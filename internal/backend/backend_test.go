@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -151,6 +152,9 @@ func TestOpenInstalledFallsBack(t *testing.T) {
 }
 
 func TestPlugins(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the folders below are Linux's")
+	}
 	home, venv := t.TempDir(), t.TempDir()
 	t.Setenv("HOME", home)
 	t.Setenv("VIRTUAL_ENV", venv)
