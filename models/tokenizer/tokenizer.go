@@ -20,6 +20,8 @@ type Tokenizer struct {
 	config  config
 	files   source
 	workers sync.Pool
+	// compiled are the chat templates used so far, by name.
+	compiled sync.Map
 }
 
 // model turns one pre-tokenized piece of text, never empty, into ids.
