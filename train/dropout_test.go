@@ -81,12 +81,12 @@ func TestDropoutOfSplitBatches(t *testing.T) {
 	without, third := newTestStepper(t, newToyPeft(t, false, toyConfig{Targets: mixTargets}), stepConfig{seed: 5})
 	for i := range 3 {
 		b := toyBatch(6, 9, uint64(i))
-		want, err := whole.step(one, []Batch{b}, 1e-2)
+		want, err := whole.step(t.Context(), one, []Batch{b}, 1e-2)
 		require.NoError(t, err)
-		got, err := parts.step(other, []Batch{b}, 1e-2)
+		got, err := parts.step(t.Context(), other, []Batch{b}, 1e-2)
 		require.NoError(t, err)
 		require.InEpsilon(t, want.loss, got.loss, 1e-5)
-		plain, err := without.step(third, []Batch{b}, 1e-2)
+		plain, err := without.step(t.Context(), third, []Batch{b}, 1e-2)
 		require.NoError(t, err)
 		require.Greater(t, absolute(plain.loss-want.loss)/want.loss, 1e-4, "dropout does something")
 	}
@@ -99,7 +99,7 @@ func TestDropoutSeedAndStep(t *testing.T) {
 	loss := func(seed uint64, step int) float64 {
 		s, st := newTestStepper(t, pm, stepConfig{seed: seed})
 		st.step = step
-		result, err := s.step(st, []Batch{b}, 0)
+		result, err := s.step(t.Context(), st, []Batch{b}, 0)
 		require.NoError(t, err)
 		return result.loss
 	}

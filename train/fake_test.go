@@ -9,12 +9,12 @@ import (
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
-	_ "github.com/gomlx/compute/gobackend"
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/graphx"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/site"
@@ -66,10 +66,7 @@ func newToy(t testing.TB, tied bool) *toy {
 
 func testBackend(t testing.TB) compute.Backend {
 	t.Helper()
-	b, err := compute.NewWithConfig("go:ops_sequential")
-	require.NoError(t, err)
-	t.Cleanup(b.Finalize)
-	return b
+	return backendtest.Open(t)
 }
 
 func (m *toy) Backend() compute.Backend    { return m.backend }
@@ -149,11 +146,17 @@ type toyConfig struct {
 	ZeroB bool `json:"zero_b"`
 	// Full trains a copy of this base parameter instead.
 	Full string `json:"full"`
-	// NaN multiplies the delta by log(value), which breaks once the value is negative.
-	NaN bool `json:"nan"`
 }
 
 const toyRank = 2
+
+func init() {
+	peft.Register("TOY", func(data []byte) (peft.Config, error) {
+		var c toyConfig
+		common, err := peft.DecodeFields(data, &c)
+		return c.WithCommon(common), err
+	})
+}
 
 func (c toyConfig) PeftType() string { return "TOY" }
 func (c toyConfig) Validate() error  { return nil }
@@ -216,9 +219,6 @@ func (a *toyAdapter) Delta(u *peft.Use) *graph.Node {
 	if a.config.Big {
 		scale := graph.ReduceSum(u.Value("big"), -1)
 		delta = graph.Add(delta, graph.Mul(u.X, graph.ExpandLeftToRank(scale, u.X.Rank())))
-	}
-	if a.config.NaN {
-		delta = graph.Mul(delta, graph.Log(graph.Slice(graph.Reshape(u.Value("lora_B.weight"), -1), graph.AxisElem(0))))
 	}
 	return delta
 }

@@ -99,11 +99,11 @@ func (c CausalLM) trainedHead(r *Run, x, targets *graph.Node) *graph.Node {
 	all := c.chunks(r.Model.VocabSize(), x.Shape().Dim(0))
 	for _, bounds := range all {
 		chunk := graph.Slice(x, graph.AxisRange(bounds[0], bounds[1]))
+		if sum != nil {
+			chunk = graph.SchedulingBarrier(chunk, sum)
+		}
 		recompute := r.Gradient && len(all) > 1
 		if recompute {
-			if sum != nil {
-				chunk = graph.SchedulingBarrier(chunk, sum)
-			}
 			chunk = chunk.Checkpoint()
 		}
 		chunkSum := crossEntropy(r, chunk, graph.Slice(targets, graph.AxisRange(bounds[0], bounds[1])))

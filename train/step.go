@@ -1,6 +1,7 @@
 package train
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -92,7 +93,8 @@ func newStepper(pm *peft.PeftModel, config stepConfig) (*stepper, error) {
 
 // step makes one optimizer step on the micro-batches, whose losses and gradients
 // are summed and divided by the number of their targets. On error st is as before.
-func (s *stepper) step(st *state, micro []Batch, lr float64) (stepResult, error) {
+// Cancelling ctx abandons the step between two micro-batches.
+func (s *stepper) step(ctx context.Context, st *state, micro []Batch, lr float64) (stepResult, error) {
 	if err := validateMicro(st, micro); err != nil {
 		return stepResult{}, err
 	}
@@ -101,7 +103,7 @@ func (s *stepper) step(st *state, micro []Batch, lr float64) (stepResult, error)
 		if len(micro) == 1 && s.config.parts <= 1 {
 			results, err = s.fused(st, micro[0], lr)
 		} else {
-			results, err = s.accumulated(st, micro, lr)
+			results, err = s.accumulated(ctx, st, micro, lr)
 		}
 		return err
 	})
@@ -171,7 +173,7 @@ func (s *stepper) fused(st *state, b Batch, lr float64) ([]*tensors.Tensor, erro
 }
 
 // accumulated runs the gradients program on each micro-batch and then applies.
-func (s *stepper) accumulated(st *state, micro []Batch, lr float64) ([]*tensors.Tensor, error) {
+func (s *stepper) accumulated(ctx context.Context, st *state, micro []Batch, lr float64) ([]*tensors.Tensor, error) {
 	sums := make([]*tensors.Tensor, len(st.values), len(st.values)+1)
 	for i, t := range st.values {
 		sums[i] = tensors.FromShape(t.Shape())
@@ -179,6 +181,9 @@ func (s *stepper) accumulated(st *state, micro []Batch, lr float64) ([]*tensors.
 	sums = append(sums, tensors.FromFlatDataAndDimensions([]float32{0, 0}, 2))
 	defer func() { free(sums) }()
 	for i, b := range micro {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		next, err := s.gradients(st, sums, b, i)
 		if err != nil {
 			return nil, fmt.Errorf("micro-batch %d: %w", i+1, err)

@@ -130,9 +130,9 @@ func TestAccumulationEqualsOneBatch(t *testing.T) {
 		split, four := newTestStepper(t, pm, stepConfig{maxGradNorm: 1, parts: parts})
 		for i := range 5 {
 			batch := toyBatch(4, 9, uint64(i))
-			want, err := whole.step(one, []Batch{batch}, 1e-2)
+			want, err := whole.step(t.Context(), one, []Batch{batch}, 1e-2)
 			require.NoError(t, err)
-			got, err := split.step(four, batch.split(4), 1e-2)
+			got, err := split.step(t.Context(), four, batch.split(4), 1e-2)
 			require.NoError(t, err)
 			require.Equal(t, want.targets, got.targets)
 			require.InEpsilon(t, want.loss, got.loss, 1e-5)
@@ -161,7 +161,7 @@ func TestStepMatchesReference(t *testing.T) {
 		}
 		norm = math.Sqrt(norm)
 		require.Greater(t, norm, clip)
-		result, err := s.step(st, []Batch{batch}, lr)
+		result, err := s.step(t.Context(), st, []Batch{batch}, lr)
 		require.NoError(t, err)
 		require.InEpsilon(t, loss/count, result.loss, 1e-5)
 		require.InEpsilon(t, norm, result.gradNorm, 1e-5)
@@ -182,7 +182,7 @@ func TestNoClipping(t *testing.T) {
 	var moments [2][]float32
 	for i, norm := range []float64{0, 1e9} {
 		s, st := newTestStepper(t, newToyPeft(t, false, toyConfig{Targets: mixTargets}), stepConfig{maxGradNorm: norm})
-		_, err := s.step(st, []Batch{batch}, 1e-2)
+		_, err := s.step(t.Context(), st, []Batch{batch}, 1e-2)
 		require.NoError(t, err)
 		moments[i] = hostValues(t, st.m)[0]
 	}
@@ -196,7 +196,7 @@ func TestEveryTensorIsTrained(t *testing.T) {
 	require.NoError(t, err)
 	s, st := newTestStepper(t, pm, stepConfig{maxGradNorm: 1})
 	for step := 1; step <= 2; step++ {
-		_, err := s.step(st, []Batch{toyBatch(4, 8, uint64(step))}, 1e-2)
+		_, err := s.step(t.Context(), st, []Batch{toyBatch(4, 8, uint64(step))}, 1e-2)
 		require.NoError(t, err)
 		moments, err := layout.Host(st.m)
 		require.NoError(t, err)
@@ -223,7 +223,7 @@ func TestBaseNeverChanges(t *testing.T) {
 	start := hostValues(t, values)
 	s, st := newTestStepper(t, pm, stepConfig{})
 	for i := range 3 {
-		_, err := s.step(st, toyBatch(4, 8, uint64(i)).split(2), 1e-1)
+		_, err := s.step(t.Context(), st, toyBatch(4, 8, uint64(i)).split(2), 1e-1)
 		require.NoError(t, err)
 	}
 	require.Equal(t, before, snapshot())
@@ -232,7 +232,7 @@ func TestBaseNeverChanges(t *testing.T) {
 	published, err := pm.Arguments()
 	require.NoError(t, err)
 	require.Equal(t, hostValues(t, st.values), hostValues(t, published))
-	_, err = s.step(st, []Batch{toyBatch(4, 8, 9)}, 1e-1)
+	_, err = s.step(t.Context(), st, []Batch{toyBatch(4, 8, 9)}, 1e-1)
 	require.NoError(t, err)
 	require.NotEqual(t, hostValues(t, st.values), hostValues(t, published), "published values survive the next step")
 }
@@ -244,7 +244,7 @@ func TestNotFiniteLeavesStateAlone(t *testing.T) {
 				pm := newToyPeft(t, false, toyConfig{Targets: []string{"layers.0.mix"}, Big: big})
 				s, st := newTestStepper(t, pm, stepConfig{maxGradNorm: 1})
 				batch := toyBatch(4, 8, 1)
-				_, err := s.step(st, batch.split(micro), 1e-2)
+				_, err := s.step(t.Context(), st, batch.split(micro), 1e-2)
 				require.NoError(t, err)
 				values := hostValues(t, st.values)
 				broken := hostValues(t, st.values)
@@ -253,7 +253,7 @@ func TestNotFiniteLeavesStateAlone(t *testing.T) {
 				st.values = []*tensors.Tensor{tensors.FromFlatDataAndDimensions(broken[0], len(broken[0]))}
 				st.values = append(st.values, good[1:]...)
 				m, v := hostValues(t, st.m), hostValues(t, st.v)
-				_, err = s.step(st, batch.split(micro), 1e-2)
+				_, err = s.step(t.Context(), st, batch.split(micro), 1e-2)
 				require.ErrorIs(t, err, ErrNotFinite)
 				require.ErrorContains(t, err, "step 2")
 				require.Equal(t, 1, st.step)
@@ -261,7 +261,7 @@ func TestNotFiniteLeavesStateAlone(t *testing.T) {
 				require.Equal(t, m, hostValues(t, st.m))
 				require.Equal(t, v, hostValues(t, st.v))
 				st.values[0] = good[0]
-				_, err = s.step(st, batch.split(micro), 1e-2)
+				_, err = s.step(t.Context(), st, batch.split(micro), 1e-2)
 				require.NoError(t, err, "the state can go on")
 			})
 		}
@@ -276,7 +276,7 @@ func TestLargeTensors(t *testing.T) {
 	model, err := pm.Arguments()
 	require.NoError(t, err)
 	for i := range 3 {
-		_, err := s.step(st, []Batch{toyBatch(4, 8, uint64(i))}, 1e-3)
+		_, err := s.step(t.Context(), st, []Batch{toyBatch(4, 8, uint64(i))}, 1e-3)
 		require.NoError(t, err)
 	}
 	require.NoError(t, model[1].CheckValid(), "the model's own tensor was not donated")
@@ -291,7 +291,7 @@ func TestLargeTensors(t *testing.T) {
 	// another adapter; that accumulation agrees with the fused program is enough.
 	again, other := newTestStepper(t, pm, stepConfig{maxGradNorm: 1, adamw: AdamW{WeightDecay: 0.1}})
 	for i := range 3 {
-		_, err := again.step(other, toyBatch(4, 8, uint64(i)).split(2), 1e-3)
+		_, err := again.step(t.Context(), other, toyBatch(4, 8, uint64(i)).split(2), 1e-3)
 		require.NoError(t, err)
 	}
 	requireClose(t, big, hostValues(t, other.values)[1], 1e-6)
@@ -320,13 +320,13 @@ func TestBadSteps(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := hostValues(t, st.values)
-			_, err := s.step(st, c.batches, 1e-2)
+			_, err := s.step(t.Context(), st, c.batches, 1e-2)
 			require.ErrorContains(t, err, c.want)
 			require.Equal(t, before, hostValues(t, st.values))
 			require.Zero(t, st.step)
 		})
 	}
-	_, err := s.step(st, []Batch{empty, good}, 1e-2)
+	_, err := s.step(t.Context(), st, []Batch{empty, good}, 1e-2)
 	require.NoError(t, err, "one batch without targets beside another is fine")
 
 	none, err := pm.With()
@@ -345,7 +345,7 @@ func TestPanicsBecomeErrors(t *testing.T) {
 	// Pieces of equal shape wait for one another's compilation: none may hang.
 	for _, parts := range []int{1, 4} {
 		s, st := newTestStepper(t, pm, stepConfig{loss: panickingLoss{}, parts: parts})
-		_, err := s.step(st, []Batch{toyBatch(4, 8, 1)}, 1e-2)
+		_, err := s.step(t.Context(), st, []Batch{toyBatch(4, 8, 1)}, 1e-2)
 		require.ErrorContains(t, err, "no such node")
 		_, _, err = s.evaluate(st.values, toyBatch(4, 8, 1))
 		require.ErrorContains(t, err, "no such node")
@@ -360,7 +360,7 @@ func TestPartsIgnoreCores(t *testing.T) {
 		s, st := newTestStepper(t, pm, stepConfig{maxGradNorm: 1, parts: defaultParts})
 		for i := range 4 {
 			b := toyBatch(7, 9, uint64(i))
-			_, err := s.step(st, []Batch{b, b}, 1e-2)
+			_, err := s.step(t.Context(), st, []Batch{b, b}, 1e-2)
 			require.NoError(t, err)
 		}
 		return append(hostValues(t, st.values), hostValues(t, st.v)...)

@@ -1,0 +1,192 @@
+package train
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+
+	"github.com/gopeft/gopeft/internal/backend"
+	"github.com/gopeft/gopeft/peft"
+)
+
+// Trainer trains the active adapters of a model on a data set. It may be used for
+// several trainings, one after the other.
+type Trainer struct {
+	pm       *peft.PeftModel
+	data     *Dataset
+	args     Arguments
+	stepper  *stepper
+	maxSteps int
+	schedule Schedule
+	plotLoss func(path string, records []LogRecord) error // PlotLoss, except in tests
+}
+
+// NewTrainer checks model, data and arguments against each other. It changes
+// nothing on disk and compiles nothing.
+func NewTrainer(pm *peft.PeftModel, data *Dataset, args Arguments) (*Trainer, error) {
+	if err := args.Validate(); err != nil {
+		return nil, err
+	}
+	if pm == nil {
+		return nil, errors.New("train: the model is nil")
+	}
+	if data == nil || data.Len() == 0 {
+		return nil, errors.New("train: the data set is empty")
+	}
+	if info, err := os.Stat(args.OutputDir); err == nil && !info.IsDir() {
+		return nil, fmt.Errorf("train: output folder %q: it is a file, want a folder", args.OutputDir)
+	}
+	t := &Trainer{pm: pm, data: data, args: args.withDefaults(), plotLoss: PlotLoss}
+	if err := t.plan(); err != nil {
+		return nil, err
+	}
+	config := stepConfig{
+		loss: t.args.Loss, adamw: t.args.adamw(), maxGradNorm: max(0, t.args.MaxGradNorm),
+		checkpoint: t.args.GradientCheckpointing, seed: t.args.Seed, parts: 1,
+	}
+	if backend.IsGo(pm.Base().Backend()) {
+		config.parts = defaultParts
+	}
+	var err error
+	if t.stepper, err = newStepper(pm, config); err != nil {
+		return nil, err
+	}
+	for name, d := range map[string]*Dataset{"data set": data, "EvalDataset": args.EvalDataset} {
+		if err := t.checkTokens(d); err != nil {
+			return nil, fmt.Errorf("train: %s: %w", name, err)
+		}
+	}
+	return t, nil
+}
+
+// plan computes the number of steps and the schedule.
+func (t *Trainer) plan() error {
+	batches := NewSampler(t.data, t.args.samplerOptions()).BatchesPerEpoch()
+	if batches == 0 {
+		return fmt.Errorf("train: the data set has %d rows, fewer than a batch of %d, and DataloaderDropLast leaves them out",
+			t.data.Len(), t.args.PerDeviceTrainBatchSize)
+	}
+	t.maxSteps = t.args.MaxSteps
+	if t.maxSteps == 0 {
+		perEpoch := (batches + t.args.GradientAccumulationSteps - 1) / t.args.GradientAccumulationSteps
+		steps := math.Ceil(t.args.NumTrainEpochs * float64(perEpoch))
+		if steps > math.MaxInt32 {
+			return fmt.Errorf("train: %g epochs of %d steps are too many", t.args.NumTrainEpochs, perEpoch)
+		}
+		t.maxSteps = int(steps)
+	}
+	t.schedule = t.args.schedule(t.maxSteps)
+	return t.schedule.Validate()
+}
+
+// checkTokens refuses tokens that the model does not have: looking one up would
+// silently give another's embedding.
+func (t *Trainer) checkTokens(d *Dataset) error {
+	if d == nil {
+		return nil
+	}
+	vocabulary, positions := t.stepper.lm.VocabSize(), t.stepper.lm.MaxPositions()
+	for i := range d.Len() {
+		e := d.Example(i)
+		if n := e.longest(); positions > 0 && n > positions {
+			return fmt.Errorf("example %d has %d tokens, the model was made for %d positions: lower MaxLength", i, n, positions)
+		}
+		for k, id := range e.IDs {
+			if int(max(id, e.Labels[k])) >= vocabulary {
+				return fmt.Errorf("example %d, token %d: id %d, label %d, but the model has a vocabulary of %d: is the tokenizer another model's?",
+					i, k, id, e.Labels[k], vocabulary)
+			}
+		}
+	}
+	return nil
+}
+
+// longest is the number of tokens of the longest sequence packed into the example.
+func (e Example) longest() int {
+	longest, end := 0, len(e.IDs)
+	for i := len(e.Starts) - 1; i >= 0; i-- {
+		longest = max(longest, end-e.Starts[i])
+		end = e.Starts[i]
+	}
+	return max(longest, end)
+}
+
+// MaxSteps is the number of optimizer steps of the whole training.
+func (t *Trainer) MaxSteps() int { return t.maxSteps }
+
+// Evaluate returns the mean loss of a target of data, in nats, with the values that
+// the model has now and without dropout.
+func (t *Trainer) Evaluate(ctx context.Context, data *Dataset) (float64, error) {
+	if data == nil || data.Len() == 0 {
+		return 0, errors.New("train: evaluation: the data set is empty")
+	}
+	if err := t.checkTokens(data); err != nil {
+		return 0, fmt.Errorf("train: evaluation: %w", err)
+	}
+	values, err := t.pm.Arguments()
+	if err != nil {
+		return 0, err
+	}
+	sampler := NewSampler(data, SamplerOptions{BatchSize: t.args.PerDeviceEvalBatchSize})
+	var sum float64
+	var targets int
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, fmt.Errorf("train: evaluation: %w", err)
+		}
+		b, ok := sampler.Next()
+		if !ok {
+			break
+		}
+		s, n, err := t.stepper.evaluate(values, b)
+		if err != nil {
+			return 0, err
+		}
+		sum += s
+		targets += n
+	}
+	loss := sum / float64(targets)
+	if !finite(loss) {
+		return 0, fmt.Errorf("train: evaluation: %w: it is %g", ErrNotFinite, loss)
+	}
+	return loss, nil
+}
+
+// Close frees the compiled programs. The trainer can be used again, and compiles again.
+func (t *Trainer) Close() { t.stepper.close() }
+
+// Evaluation is the result of one evaluation.
+type Evaluation struct {
+	Step  int     `json:"step"`
+	Epoch float64 `json:"epoch"`
+	// Loss is the mean loss of a target, in nats.
+	Loss float64 `json:"loss"`
+}
+
+// Perplexity is the exponential of the loss.
+func (e Evaluation) Perplexity() float64 { return math.Exp(e.Loss) }
+
+// Result is what a training came to, the parts before a resumption included.
+type Result struct {
+	// GlobalStep counts the optimizer steps.
+	GlobalStep int
+	Epoch      float64
+	// TrainingLoss is the mean loss of a target over all steps, in nats.
+	TrainingLoss float64
+	// Evaluations are those of EvalDataset, in order; BestStep is the step of the one
+	// with the lowest loss, 0 without any.
+	Evaluations []Evaluation
+	BestStep    int
+	// Tokens counts the tokens of all batches, padding included, Targets those learned.
+	Tokens, Targets int64
+	// Seconds is the time in optimizer steps, compilation included.
+	Seconds, TokensPerSecond float64
+	// PeakMemory is what the largest program needs on an XLA device, inputs and
+	// temporaries, by XLA's own analysis; on the Go backend the most memory that the
+	// process has had. In bytes.
+	PeakMemory int64
+	// Checkpoint is the last checkpoint's folder, "" without any.
+	Checkpoint string
+}
