@@ -11,7 +11,6 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -90,10 +89,9 @@ func exec(t testing.TB, m *Model, f func(in []*graph.Node) []*graph.Node) *model
 // of each row run alone without padding. mistral and qwen2_sliding have a window
 // of 8 that moves over the cache.
 func TestCache(t *testing.T) {
-	b := backendtest.Open(t)
 	for _, name := range []string{"llama", "mistral", "qwen2_sliding", "qwen3"} {
 		t.Run(name, func(t *testing.T) {
-			m, err := Load(context.Background(), filepath.Join(fixtures, name), Options{On: b})
+			m, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
 			require.NoError(t, err)
 			defer m.Close()
 			var calls []call
@@ -115,7 +113,7 @@ func TestCache(t *testing.T) {
 }
 
 func TestCacheErrors(t *testing.T) {
-	m, err := Load(context.Background(), filepath.Join(fixtures, "llama"), Options{On: backendtest.Open(t)})
+	m, err := Load(context.Background(), filepath.Join(fixtures, "llama"), float32Options(t))
 	require.NoError(t, err)
 	defer m.Close()
 	run := func(change func(in *site.Tokens, g *graph.Graph)) error {

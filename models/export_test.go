@@ -10,7 +10,6 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/site"
 )
@@ -38,7 +37,7 @@ func TestExportUnchanged(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := copyOf(t, name)
 			require.NoError(t, os.WriteFile(filepath.Join(dir, generationFile), []byte(`{"eos_token_id": [2, 7]}`), 0o644))
-			m, err := Load(context.Background(), dir, Options{On: backendtest.Open(t)})
+			m, err := Load(context.Background(), dir, float32Options(t))
 			require.NoError(t, err)
 			defer m.Close()
 			require.Equal(t, []int{2, 7}, m.Config().EOSTokenIDs)
@@ -66,7 +65,7 @@ func TestExportUnchanged(t *testing.T) {
 // embedding and the head.
 func TestExportChanged(t *testing.T) {
 	dir := filepath.Join(fixtures, "smollm2") // bfloat16, tied
-	m, err := Load(context.Background(), dir, Options{On: backendtest.Open(t)})
+	m, err := Load(context.Background(), dir, float32Options(t))
 	require.NoError(t, err)
 	defer m.Close()
 	to := filepath.Join(t.TempDir(), "out")
@@ -84,7 +83,7 @@ func TestExportChanged(t *testing.T) {
 	for name := range before {
 		require.Equal(t, name != "model.embed_tokens.weight", before[name] == after[name], name)
 	}
-	out, err := Load(context.Background(), to, Options{On: backendtest.Open(t)})
+	out, err := Load(context.Background(), to, float32Options(t))
 	require.NoError(t, err)
 	defer out.Close()
 	ids := call{ids: tensors.FromValue([][]int32{{5, 9, 33}})}
@@ -93,7 +92,7 @@ func TestExportChanged(t *testing.T) {
 
 func TestExportErrors(t *testing.T) {
 	dir := copyOf(t, "llama_tied")
-	m, err := Load(context.Background(), dir, Options{On: backendtest.Open(t)})
+	m, err := Load(context.Background(), dir, float32Options(t))
 	require.NoError(t, err)
 	defer m.Close()
 	require.ErrorContains(t, m.Export(context.Background(), dir, nil), "loaded from this folder")
@@ -114,12 +113,12 @@ func TestExportErrors(t *testing.T) {
 func TestExportInMemory(t *testing.T) {
 	config, err := os.ReadFile(filepath.Join(fixtures, "llama_tied", configFile))
 	require.NoError(t, err)
-	m, err := New(context.Background(), config, 7, Options{On: backendtest.Open(t)})
+	m, err := New(context.Background(), config, 7, float32Options(t))
 	require.NoError(t, err)
 	defer m.Close()
 	to := filepath.Join(t.TempDir(), "out")
 	require.NoError(t, m.Export(context.Background(), to, nil))
-	again, err := Load(context.Background(), to, Options{On: backendtest.Open(t)})
+	again, err := Load(context.Background(), to, float32Options(t))
 	require.NoError(t, err)
 	defer again.Close()
 	ids := call{ids: tensors.FromValue([][]int32{{5, 9, 33}})}

@@ -21,6 +21,11 @@ import (
 
 const fixtures = "../internal/golden/testdata/families"
 
+// float32Options loads on the tests' backend and computes in float32, also on CUDA.
+func float32Options(t testing.TB) Options {
+	return Options{On: backendtest.Open(t), DType: dtypes.Float32}
+}
+
 // golden reads a fixture's tensor onto no device.
 func golden(t testing.TB, f *safetensors.File, name string) *tensors.Tensor {
 	t.Helper()
@@ -93,7 +98,6 @@ func requireClose(t testing.TB, what string, want, got, mask *tensors.Tensor, to
 }
 
 func TestFamilies(t *testing.T) {
-	b := backendtest.Open(t)
 	folders, err := filepath.Glob(fixtures + "/*/config*.json")
 	require.NoError(t, err)
 	require.NotEmpty(t, folders)
@@ -104,7 +108,7 @@ func TestFamilies(t *testing.T) {
 			name, dir = name+"_legacy", withConfig(t, dir, config)
 		}
 		t.Run(name, func(t *testing.T) {
-			m, err := Load(context.Background(), dir, Options{On: b})
+			m, err := Load(context.Background(), dir, float32Options(t))
 			require.NoError(t, err)
 			defer m.Close()
 			f, err := safetensors.Open(filepath.Join(dir, "golden.safetensors"))

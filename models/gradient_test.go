@@ -49,10 +49,9 @@ func (r *recorder) Adapts(string) bool { return true }
 // TestSites: the hook sees each module once, in order, with inputs and outputs of
 // the described shapes, and each parameter once (a tied one twice).
 func TestSites(t *testing.T) {
-	b := backendtest.Open(t)
 	for _, name := range []string{"llama", "llama_tied", "llama_bias", "qwen2", "qwen3"} {
 		t.Run(name, func(t *testing.T) {
-			m, err := Load(context.Background(), filepath.Join(fixtures, name), Options{On: b})
+			m, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
 			require.NoError(t, err)
 			defer m.Close()
 			var r *recorder
@@ -98,35 +97,45 @@ func TestSites(t *testing.T) {
 
 // lossProgram returns the mean square of the logits and its gradient by an offset
 // to each module's output.
-func lossProgram(t *testing.T, m *Model, checkpoint, training bool) func(offsets []float32) (float64, []float32) {
+func lossProgram(t *testing.T, m *Model, checkpoint, training bool, segments [][]int32) func(offsets []float32) (float64, []float32) {
 	e := exec(t, m, func(in []*graph.Node) []*graph.Node {
-		p := &site.Pass{Graph: in[0].Graph(), DType: m.DType(), Hook: newRecorder(in[2]), Checkpoint: checkpoint}
+		p := &site.Pass{Graph: in[0].Graph(), DType: m.DType(), Hook: newRecorder(in[len(in)-1]), Checkpoint: checkpoint}
 		if training {
 			p.Random = &site.Random{}
 		}
-		out := m.Logits(p, m.Hidden(p, site.Tokens{IDs: in[0], Segments: in[1]}))
+		tokens := site.Tokens{IDs: in[0]}
+		if segments != nil {
+			tokens.Segments = in[1]
+		}
+		out := m.Logits(p, m.Hidden(p, tokens))
 		loss := graph.ReduceAllMean(graph.Square(graph.ConvertDType(out, dtypes.Float32)))
-		return append([]*graph.Node{loss}, graph.Gradient(loss, in[2])...)
+		return append([]*graph.Node{loss}, graph.Gradient(loss, in[len(in)-1])...)
 	})
 	return func(offsets []float32) (float64, []float32) {
-		out, err := e.Exec([][]int32{{4, 5, 6, 7, 8}, {13, 5, 9, 10, 11}}, [][]int32{{1, 1, 2, 2, 2}, {1, 1, 1, 1, 1}}, offsets)
+		args := []any{[][]int32{{4, 5, 6, 7, 8}, {13, 5, 9, 10, 11}}}
+		if segments != nil {
+			args = append(args, segments)
+		}
+		out, err := e.Exec(append(args, offsets)...)
 		require.NoError(t, err)
 		return float64(tensors.ToScalar[float32](out[0])), tensors.MustCopyFlatData[float32](out[1])
 	}
 }
 
+// packed are segments for the ids of lossProgram.
+var packed = [][]int32{{1, 1, 2, 2, 2}, {1, 1, 1, 1, 1}}
+
 // TestGradients: the gradient through every module agrees with finite differences
 // and is the same with blocks checkpointed or cheap parts recomputed.
 func TestGradients(t *testing.T) {
-	b := backendtest.Open(t)
 	for _, name := range []string{"llama", "mistral", "qwen2", "qwen3", "dynamic_rope", "llama_gelu", "llama_gelu_tanh"} {
 		t.Run(name, func(t *testing.T) {
-			m, err := Load(context.Background(), filepath.Join(fixtures, name), Options{On: b})
+			m, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
 			require.NoError(t, err)
 			defer m.Close()
 			modules := m.Modules()
 			zeros := make([]float32, len(modules))
-			run := lossProgram(t, m, false, false)
+			run := lossProgram(t, m, false, false, packed)
 			_, plain := run(zeros)
 			for i, module := range modules {
 				at := func(offset float32) float64 {
@@ -145,11 +154,54 @@ func TestGradients(t *testing.T) {
 				others = others[1:2] // what is recomputed is the same
 			}
 			for _, other := range others {
-				_, got := lossProgram(t, m, other.checkpoint, other.training)(zeros)
+				_, got := lossProgram(t, m, other.checkpoint, other.training, packed)(zeros)
 				for i, module := range modules {
 					require.InDelta(t, plain[i], got[i], 1e-5*(1+math.Abs(float64(plain[i]))), "%v %s", other, module.Path)
 				}
 			}
 		})
 	}
+}
+
+// TestHalfPrecision: bfloat16 agrees with float32 within its 8 bits, forward and
+// backward. On CUDA this is the way through fused attention.
+func TestHalfPrecision(t *testing.T) {
+	for _, name := range []string{"llama", "mistral", "qwen3"} {
+		t.Run(name, func(t *testing.T) {
+			wide, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
+			require.NoError(t, err)
+			defer wide.Close()
+			half, err := Load(context.Background(), filepath.Join(fixtures, name), Options{On: backendtest.Open(t), DType: dtypes.BFloat16})
+			require.NoError(t, err)
+			defer half.Close()
+			require.Equal(t, dtypes.BFloat16, half.DType())
+			ids := tensors.FromValue([][]int32{{5, 9, 33, 7, 12, 41, 8, 3, 60, 22, 17, 29}, {11, 4, 62, 19, 27, 35, 6, 44, 53, 15, 38, 21}})
+			want := tensors.MustCopyFlatData[float32](logits(t, wide, call{ids: ids})[0])
+			requireRelative(t, want, tensors.MustCopyFlatData[float32](logits(t, half, call{ids: ids})[0]), 0.05)
+
+			zeros := make([]float32, len(wide.Modules()))
+			_, exact := lossProgram(t, wide, false, false, nil)(zeros)
+			half.recompute = true
+			modes := []struct{ checkpoint, training bool }{{false, true}, {false, false}, {true, true}}
+			if name != "llama" {
+				modes = modes[:1]
+			}
+			for _, mode := range modes {
+				_, got := lossProgram(t, half, mode.checkpoint, mode.training, nil)(zeros)
+				requireRelative(t, exact, got, 0.1)
+			}
+		})
+	}
+}
+
+// requireRelative compares two vectors by the norm of their difference.
+func requireRelative(t *testing.T, want, got []float32, tolerance float64) {
+	t.Helper()
+	require.Len(t, got, len(want))
+	var norm, off float64
+	for i := range want {
+		norm += float64(want[i]) * float64(want[i])
+		off += math.Pow(float64(want[i]-got[i]), 2)
+	}
+	require.Less(t, math.Sqrt(off/norm), tolerance)
 }

@@ -37,7 +37,7 @@ func TestNew(t *testing.T) {
 	config, err := os.ReadFile(filepath.Join(fixtures, "qwen2", configFile))
 	require.NoError(t, err)
 	values := func(seed uint64, name string) []float32 {
-		m, err := New(context.Background(), config, seed, Options{On: backendtest.Open(t)})
+		m, err := New(context.Background(), config, seed, float32Options(t))
 		require.NoError(t, err)
 		defer m.Close()
 		require.Equal(t, len(m.Parameters()), m.Store().NumVariables())
@@ -50,7 +50,7 @@ func TestNew(t *testing.T) {
 	require.NotEqual(t, values(1, q+".weight"), values(1, k+".weight"))
 	require.Zero(t, values(1, q+".bias")[3])
 	require.Equal(t, float32(1), values(1, "model.norm.weight")[3])
-	_, err = New(context.Background(), []byte(`{"model_type": "llama"}`), 1, Options{On: backendtest.Open(t)})
+	_, err = New(context.Background(), []byte(`{"model_type": "llama"}`), 1, float32Options(t))
 	require.ErrorContains(t, err, "vocab_size is missing")
 }
 

@@ -12,7 +12,6 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/models/tokenizer"
 	"github.com/gopeft/gopeft/site"
 )
@@ -44,7 +43,7 @@ func tokenLoss(m *Model, p *site.Pass, ids *graph.Node) *graph.Node {
 // is the continuation that it gave itself, is known to be about 1 nat a token.
 func TestStories(t *testing.T) {
 	dir := assets(t, "stories260K")
-	m, err := Load(context.Background(), filepath.Join(dir, "hf"), Options{On: backendtest.Open(t)})
+	m, err := Load(context.Background(), filepath.Join(dir, "hf"), float32Options(t))
 	require.NoError(t, err)
 	defer m.Close()
 	require.Equal(t, 260032, parameterCount(m))
@@ -73,7 +72,7 @@ func parameterCount(m *Model) int {
 }
 
 func BenchmarkStories(b *testing.B) {
-	m, err := Load(context.Background(), assets(b, "stories260K/hf"), Options{On: backendtest.Open(b)})
+	m, err := Load(context.Background(), assets(b, "stories260K/hf"), float32Options(b))
 	require.NoError(b, err)
 	defer m.Close()
 	const batch, length = 8, 96
