@@ -88,6 +88,7 @@ func newModel(arch Architecture, name string, options Options) (*Model, error) {
 		config: arch.Config(), arch: arch, modules: map[string]site.Module{},
 		store: model.NewStore(), nameOrPath: name, backend: options.On,
 	}
+	m.programs = newPrograms(m)
 	for _, module := range arch.Modules() {
 		m.modules[module.Path] = module
 	}

@@ -31,7 +31,8 @@ type Model struct {
 	recompute  bool // see Blocks.recomputed
 	nameOrPath string
 	folder     *folder // nil for a model made in memory
-	close      func()  // closes a backend that the model opened
+	programs   *programs
+	close      func() // closes a backend that the model opened
 }
 
 var (
@@ -116,6 +117,9 @@ func (m *Model) Structure() string { return "" }
 // Close frees the parameters on the device, and the backend if the model opened
 // it. Neither the model nor programs built from it may be used afterwards.
 func (m *Model) Close() error {
+	if m.programs != nil {
+		m.programs.close()
+	}
 	if m.store != nil {
 		m.store.Finalize()
 		m.store = nil

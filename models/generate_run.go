@@ -1,0 +1,257 @@
+package models
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
+	"github.com/gomlx/gomlx/core/graph"
+	"github.com/gomlx/gomlx/core/tensors"
+	"github.com/gomlx/gomlx/ml/model"
+
+	"github.com/gopeft/gopeft/internal/graphx"
+	"github.com/gopeft/gopeft/site"
+)
+
+// run is one call of Generate: its rows, and its own cache on the device.
+type run struct {
+	*programs
+	view      site.View
+	structure string
+	settings  *settings
+	rows      []*row
+	batch     int // rows of the programs, some of which may be idle
+	sampler   *sampler
+
+	arguments []*tensors.Tensor // the view's, as they were at the start; not ours to free
+	starts    *tensors.Tensor
+	next      *tensors.Tensor   // [batch] int32
+	logits    *tensors.Tensor   // [batch, vocabulary] float32
+	cache     []*tensors.Tensor // keys, then values
+	slots     int               // of the cache
+	used      int               // slots that are written
+	step      int
+}
+
+func (r *run) all(ctx context.Context) error {
+	defer r.free()
+	if err := r.upload(r.arguments); err != nil {
+		return err
+	}
+	if err := r.readPrompts(ctx); err != nil {
+		return err
+	}
+	for {
+		if err := r.accept(); err != nil {
+			return err
+		}
+		if allDone(r.rows) {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := r.decode(); err != nil {
+			return fmt.Errorf("token %d: %w", r.step+1, err)
+		}
+		r.step++
+	}
+}
+
+// readPrompts runs the prompts, padded on the left to equal lengths.
+func (r *run) readPrompts(ctx context.Context) error {
+	longest, ahead := 0, 0
+	for _, row := range r.rows {
+		longest, ahead = max(longest, len(row.prompt)), max(ahead, row.room)
+	}
+	length := promptBucket(longest)
+	ids, starts := make([]int32, r.batch*length), make([]int32, r.batch)
+	for i := range r.batch {
+		prompt := r.rows[0].prompt // idle rows do what the first does
+		if i < len(r.rows) {
+			prompt = r.rows[i].prompt
+		}
+		starts[i] = int32(length - len(prompt))
+		copy(ids[(i+1)*length-len(prompt):], prompt)
+	}
+	r.starts = tensors.FromFlatDataAndDimensions(starts, r.batch)
+	chunk := min(length, chunkLength)
+	for from := 0; from < length; from += chunk {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if from > 0 && r.slots < length {
+			if err := r.grow(slotBucket(length + min(ahead, slotsAhead))); err != nil {
+				return err
+			}
+		}
+		part := make([]int32, 0, r.batch*chunk)
+		for i := range r.batch {
+			part = append(part, ids[i*length+from:i*length+from+chunk]...)
+		}
+		if err := r.pass(tensors.FromFlatDataAndDimensions(part, r.batch, chunk), chunk); err != nil {
+			return fmt.Errorf("prompt: %w", err)
+		}
+	}
+	if ahead == 1 {
+		return nil // one token is all that is wanted: nothing will be written
+	}
+	if want := slotBucket(length + min(ahead, slotsAhead)); want > r.slots {
+		return r.grow(want)
+	}
+	return nil
+}
+
+// accept reads or draws the next token of each row.
+func (r *run) accept() error {
+	next, err := tensors.CopyFlatData[int32](r.next)
+	if err != nil {
+		return err
+	}
+	for i, row := range r.rows {
+		if next[i] < 0 && !row.done() {
+			return fmt.Errorf("row %d, token %d: the model's logits are not finite", row.number, r.step+1)
+		}
+	}
+	if r.settings.greedy() {
+		for i, row := range r.rows {
+			if err := r.take(row, next[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	err = tensors.ConstFlatData(r.logits, func(logits []float32) {
+		for i, row := range r.rows {
+			if row.done() {
+				continue
+			}
+			s, of := r.settings, logits[i*r.settings.vocab:(i+1)*r.settings.vocab]
+			u := uniform(s.Seed, uint64(row.number+s.RowOffset), uint64(r.step))
+			next[i] = r.sampler.pick(of, row.seen, u)
+			if s.LogProbs {
+				row.out.LogProbs = append(row.out.LogProbs, logProb(of, next[i]))
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for i, row := range r.rows {
+		if err := r.take(row, next[i]); err != nil {
+			return err
+		}
+	}
+	free(r.next)
+	r.next = tensors.FromFlatDataAndDimensions(next, r.batch)
+	return nil
+}
+
+func (r *run) take(row *row, id int32) error {
+	if row.done() {
+		return nil
+	}
+	if err := row.accept(r.settings, id); err != nil {
+		return fmt.Errorf("row %d: %w", row.number, err)
+	}
+	return nil
+}
+
+// decode feeds the newest tokens, which are on the device already when greedy.
+func (r *run) decode() error {
+	if r.used == r.slots {
+		if err := r.grow(slotBucket(r.slots + 1)); err != nil {
+			return err
+		}
+	}
+	ids := r.next
+	r.next = nil
+	return r.pass(ids, 1)
+}
+
+// pass runs the next length tokens of every row and frees ids.
+func (r *run) pass(ids *tensors.Tensor, length int) error {
+	defer free(ids)
+	key := programKey{structure: r.structure, batch: r.batch, length: length, slots: r.slots}
+	inputs := append(shapesOf(r.arguments), ids.Shape(), r.starts.Shape())
+	if r.slots > 0 {
+		inputs = append(append(inputs, shapes.Make(dtypes.Int32)), shapesOf(r.cache)...)
+	}
+	exec, err := r.get(key, inputs, r.passGraph(r.view, len(r.arguments), key))
+	if err != nil {
+		return err
+	}
+	in := make([]any, 0, len(inputs))
+	for _, t := range r.arguments {
+		in = append(in, t)
+	}
+	in = append(in, ids, r.starts)
+	if r.slots > 0 {
+		in = append(in, int32(r.used))
+	}
+	out, err := r.execute(exec, in)
+	if err != nil {
+		return err
+	}
+	free(r.next, r.logits)
+	r.next, r.logits, r.cache = out[0], out[1], out[2:]
+	r.used += length
+	r.slots = max(r.slots, length)
+	return nil
+}
+
+// grow makes the cache longer.
+func (r *run) grow(slots int) error {
+	key := programKey{batch: r.batch, slots: r.slots, toSlots: slots}
+	exec, err := r.get(key, shapesOf(r.cache), growGraph(key))
+	if err != nil {
+		return err
+	}
+	out, err := r.execute(exec, nil)
+	if err != nil {
+		return fmt.Errorf("cache of %d tokens: %w", slots, err)
+	}
+	r.cache, r.slots = out, slots
+	return nil
+}
+
+// execute runs a program, whose last inputs are the cache; the buffers of the old
+// cache are the program's to reuse.
+func (r *run) execute(exec *model.Exec, in []any) (out []*tensors.Tensor, err error) {
+	err = graphx.Try(func() (err error) {
+		for _, t := range r.cache {
+			donated, err := graph.DonateTensorBuffer(t, r.lm.Backend(), 0)
+			if err != nil {
+				return err
+			}
+			in = append(in, donated)
+		}
+		r.cache = nil
+		out, err = exec.Exec(in...)
+		return err
+	})
+	return out, err
+}
+
+// free releases what the run has on the device, which Go's collector does not see.
+func (r *run) free() {
+	free(r.starts, r.next, r.logits)
+	free(r.cache...)
+}
+
+func free(all ...*tensors.Tensor) {
+	for _, t := range all {
+		if t != nil {
+			_ = t.FinalizeAll() // it is out of use either way
+		}
+	}
+}
+
+func shapesOf(all []*tensors.Tensor) []shapes.Shape {
+	out := make([]shapes.Shape, len(all))
+	for i, t := range all {
+		out[i] = t.Shape()
+	}
+	return out
+}
