@@ -15,6 +15,7 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
@@ -68,10 +69,10 @@ func (g Golden) Tensor(t testing.TB, name string) *tensors.Tensor {
 	return out
 }
 
-// Load reads a model in float32.
+// Load reads a model in float32 onto the backend of the tests.
 func Load(t testing.TB, dir string) *models.Model {
 	t.Helper()
-	m, err := models.Load(context.Background(), dir, models.Options{Backend: os.Getenv("GOMLX_BACKEND"), DType: dtypes.Float32})
+	m, err := models.Load(context.Background(), dir, models.Options{On: backendtest.Open(t), DType: dtypes.Float32})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, m.Close()) })
 	return m

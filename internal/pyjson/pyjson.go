@@ -197,9 +197,16 @@ func (w *writer) str(s string) {
 // Object is the members of a JSON object, unparsed.
 type Object map[string]json.RawMessage
 
+// maxDepth bounds nesting, far above any configuration; with the indent the text
+// grows with its square.
+const maxDepth = 200
+
 // Parse reads one JSON object and nothing after it. Keys are exact; of a key that
 // occurs twice the last value counts, as in Python.
 func Parse(data []byte) (Object, error) {
+	if depth(data) > maxDepth {
+		return nil, fmt.Errorf("nested deeper than %d", maxDepth)
+	}
 	d := json.NewDecoder(bytes.NewReader(bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))))
 	if !utf8.Valid(data) {
 		return nil, errors.New("not valid UTF-8")
@@ -218,6 +225,26 @@ func Parse(data []byte) (Object, error) {
 		return nil, fmt.Errorf("more text after the object, at byte %d", d.InputOffset())
 	}
 	return o, nil
+}
+
+// depth returns how deep the brackets outside of strings are nested.
+func depth(data []byte) int {
+	deepest, now, inString := 0, 0, false
+	for i := 0; i < len(data); i++ {
+		switch b := data[i]; {
+		case inString && b == '\\':
+			i++
+		case b == '"':
+			inString = !inString
+		case inString:
+		case b == '[' || b == '{':
+			now++
+			deepest = max(deepest, now)
+		case b == ']' || b == '}':
+			now--
+		}
+	}
+	return deepest
 }
 
 // Subset returns the object with the given keys alone, as JSON: encoding/json

@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -98,10 +99,13 @@ func TestParse(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "3", string(o["a"]))
 	require.Equal(t, "2", string(o["A"]))
+	_, err = Parse([]byte(`{"a": "` + strings.Repeat(`[\"`, 999) + `"}`))
+	require.NoError(t, err)
 	part, err := o.Subset(func(k string) bool { return k == "a" })
 	require.NoError(t, err)
 	require.JSONEq(t, `{"a": 3}`, string(part))
-	for _, bad := range []string{"", "null", "[]", `{"a":}`, `{} {}`, `{"a":1`, "{\"\xff\":1}"} {
+	for _, bad := range []string{"", "null", "[]", `{"a":}`, `{} {}`, `{"a":1`, "{\"\xff\":1}",
+		`{"a":` + strings.Repeat("[", 200) + strings.Repeat("]", 200) + "}"} {
 		_, err := Parse([]byte(bad))
 		require.Error(t, err, "%q", bad)
 	}
