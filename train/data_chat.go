@@ -4,12 +4,16 @@ import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/gopeft/gopeft/models/tokenizer"
 )
 
 // chatTokenizer is a [Tokenizer] that can render chats.
 type chatTokenizer interface {
-	ApplyChatTemplate(messages []chatMessage, options chatOptions) (string, error)
+	ApplyChatTemplate(messages []tokenizer.Message, options tokenizer.ChatOptions) (string, error)
 }
+
+var _ chatTokenizer = (*tokenizer.Tokenizer)(nil)
 
 const assistant = "assistant"
 
@@ -18,11 +22,11 @@ const assistant = "assistant"
 // and up to its end. That is right only if each rendering is how the next begins,
 // which is checked. What a template writes after the end-of-sequence token of a
 // turn (often a line break) is never generated and so no target.
-func (l labeler) chat(messages []message) (Example, error) {
-	if len(messages) == 0 {
+func (l labeler) chat(c chat) (Example, error) {
+	if len(c.messages) == 0 {
 		return Example{}, nil
 	}
-	whole, err := l.render(messages, false)
+	whole, err := l.render(c, len(c.messages), false)
 	if err != nil {
 		return Example{}, err
 	}
@@ -34,11 +38,8 @@ func (l labeler) chat(messages []message) (Example, error) {
 	for i := range labels {
 		labels[i] = IgnoreIndex
 	}
-	for i, m := range messages {
-		if m.role != assistant {
-			continue
-		}
-		header, turn, err := l.turn(messages, i, whole)
+	for _, i := range l.learnedTurns(c) {
+		header, turn, err := l.turn(c, i, whole)
 		if err != nil {
 			return Example{}, err
 		}
@@ -52,15 +53,29 @@ func (l labeler) chat(messages []message) (Example, error) {
 	return Example{IDs: ids, Labels: labels}, nil
 }
 
+// learnedTurns returns the indices of the assistant's turns that are learned.
+func (l labeler) learnedTurns(c chat) []int {
+	var turns []int
+	for i, m := range c.messages {
+		if m.Role == assistant {
+			turns = append(turns, i)
+		}
+	}
+	if l.options.LastTurnOnly && len(turns) > 0 {
+		turns = turns[len(turns)-1:]
+	}
+	return turns
+}
+
 // turn returns the beginnings of the whole rendering up to the header of message
 // i, after which its text begins, and up to its end.
-func (l labeler) turn(messages []message, i int, whole string) (header, turn string, err error) {
+func (l labeler) turn(c chat, i int, whole string) (header, turn string, err error) {
 	if i > 0 {
-		if header, err = l.render(messages[:i], true); err != nil {
+		if header, err = l.render(c, i, true); err != nil {
 			return "", "", err
 		}
 	}
-	if turn, err = l.render(messages[:i+1], false); err != nil {
+	if turn, err = l.render(c, i+1, false); err != nil {
 		return "", "", err
 	}
 	if err = beginsWith(turn, header); err == nil {
@@ -69,7 +84,7 @@ func (l labeler) turn(messages []message, i int, whole string) (header, turn str
 	if err != nil {
 		return "", "", fmt.Errorf("chat template: cannot tell which tokens are the assistant's in message %d: "+
 			"the chat up to it is rendered otherwise than as the beginning of the whole (%w); "+
-			"give each such turn a line of its own, or set TrainOnPrompts", i+1, err)
+			"set LastTurnOnly and give each answer a line of its own, with the turns before it", i+1, err)
 	}
 	return header, turn, nil
 }
@@ -85,16 +100,17 @@ func (l labeler) endOfTurn(ids []int32, first, last int) int {
 	return max(first, last)
 }
 
-func (l labeler) render(messages []message, generationPrompt bool) (string, error) {
+// render renders the first n messages.
+func (l labeler) render(c chat, n int, generationPrompt bool) (string, error) {
 	tok, ok := l.tok.(chatTokenizer)
 	if !ok {
 		return "", fmt.Errorf("chat messages: a tokenizer of type %T renders no chats", l.tok)
 	}
-	converted := make([]chatMessage, len(messages))
-	for i, m := range messages {
-		converted[i] = chatMessage{Role: m.role, Content: m.content}
-	}
-	text, err := tok.ApplyChatTemplate(converted, chatOptions{AddGenerationPrompt: generationPrompt})
+	text, err := tok.ApplyChatTemplate(c.messages[:n], tokenizer.ChatOptions{
+		AddGenerationPrompt: generationPrompt,
+		Tools:               c.tools,
+		Now:                 l.options.ChatDate,
+	})
 	if err != nil {
 		return "", fmt.Errorf("chat messages: %w", err)
 	}

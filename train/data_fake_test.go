@@ -15,7 +15,7 @@ type wordTokenizer struct {
 	words []string
 	noEOS bool
 	// render is the chat template; nil: chatML.
-	render func(messages []chatMessage, generationPrompt bool) (string, error)
+	render func(messages []tokenizer.Message, generationPrompt bool) (string, error)
 }
 
 const (
@@ -50,17 +50,24 @@ func (t wordTokenizer) Encode(text string, options tokenizer.EncodeOptions) []in
 
 func (t wordTokenizer) EOS() (int32, bool) { return wordEOS, !t.noEOS }
 
-func (t wordTokenizer) ApplyChatTemplate(messages []chatMessage, options chatOptions) (string, error) {
+func (t wordTokenizer) ApplyChatTemplate(messages []tokenizer.Message, options tokenizer.ChatOptions) (string, error) {
 	if t.render != nil {
 		return t.render(messages, options.AddGenerationPrompt)
 	}
-	return chatML(messages, options.AddGenerationPrompt)
+	text, err := chatML(messages, options.AddGenerationPrompt)
+	if options.Tools != nil {
+		text = fmt.Sprintf("%s\n", options.Tools) + text
+	}
+	return text, err
 }
 
 // chatML writes turns as "[role]\ncontent<|end|>\n".
-func chatML(messages []chatMessage, generationPrompt bool) (string, error) {
+func chatML(messages []tokenizer.Message, generationPrompt bool) (string, error) {
 	var b strings.Builder
 	for _, m := range messages {
+		if m.Extra["tool_calls"] != nil {
+			m.Content = fmt.Sprintf("%s", m.Extra["tool_calls"])
+		}
 		if m.Role == "nobody" {
 			return "", errors.New("unknown role nobody")
 		}

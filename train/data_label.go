@@ -19,7 +19,7 @@ func (l labeler) example(kind sampleKind, s sample) (e Example, truncated bool, 
 	case promptSample:
 		e = l.completion(s.prompt+l.options.Separator, s.completion)
 	case chatSample:
-		if e, err = l.chat(s.messages); err != nil {
+		if e, err = l.chat(s.chat); err != nil {
 			return e, false, err
 		}
 	}

@@ -67,20 +67,20 @@ func (retokenizing) Encode(text string, _ tokenizer.EncodeOptions) []int32 {
 
 func (retokenizing) EOS() (int32, bool) { return 0, false }
 
-func chatOf(turns ...string) []message {
-	messages := make([]message, len(turns))
+func chatOf(turns ...string) chat {
+	messages := make([]tokenizer.Message, len(turns))
 	for i, turn := range turns {
 		role, content, _ := strings.Cut(turn, ":")
-		messages[i] = message{role, content}
+		messages[i] = tokenizer.Message{Role: role, Content: content}
 	}
-	return messages
+	return chat{messages: messages}
 }
 
 func TestChatLabels(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		o    DataOptions
-		chat []message
+		chat chat
 		want string
 	}{
 		{"one answer", DataOptions{}, chatOf("user:hi", "assistant:yo"),
@@ -91,16 +91,19 @@ func TestChatLabels(t *testing.T) {
 			"[user]\na</s>\n[assistant]\n{b</s>}\n[user]\nc</s>\n"},
 		{"all turns", DataOptions{TrainOnPrompts: true}, chatOf("user:a", "assistant:b"),
 			"[{user]\na</s>\n[assistant]\nb</s>\n}"},
+		{"last answer only", DataOptions{LastTurnOnly: true}, chatOf("user:a", "assistant:b", "user:c", "assistant:d", "user:e"),
+			"[user]\na</s>\n[assistant]\nb</s>\n[user]\nc</s>\n[assistant]\n{d</s>}\n[user]\ne</s>\n"},
+		{"no last answer", DataOptions{LastTurnOnly: true}, chatOf("user:a"), "[user]\na</s>\n"},
 		{"no answer", DataOptions{}, chatOf("user:a"), "[user]\na</s>\n"},
 		{"begins with an answer", DataOptions{}, chatOf("assistant:b", "user:a"), "[{assistant]\nb</s>}\n[user]\na</s>\n"},
 		{"cut off in the second", DataOptions{MaxLength: 26}, chatOf("user:a", "assistant:b", "user:c", "assistant:d"),
 			"[user]\na</s>\n[assistant]\n{b</s>}\n["},
-		{"empty", DataOptions{}, nil, ""},
+		{"empty", DataOptions{}, chat{}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o, err := c.o.withDefaults()
 			require.NoError(t, err)
-			e, _, err := labeler{wordTokenizer{}, o}.example(chatSample, sample{messages: c.chat})
+			e, _, err := labeler{wordTokenizer{}, o}.example(chatSample, sample{chat: c.chat})
 			require.NoError(t, err)
 			require.Equal(t, c.want, wordTokenizer{}.marked(e))
 		})
@@ -109,8 +112,8 @@ func TestChatLabels(t *testing.T) {
 
 func TestChatErrors(t *testing.T) {
 	// forgetful leaves out all answers but the last, as templates of thinking models do with thoughts.
-	forgetful := func(messages []chatMessage, prompt bool) (string, error) {
-		kept := []chatMessage{}
+	forgetful := func(messages []tokenizer.Message, prompt bool) (string, error) {
+		kept := []tokenizer.Message{}
 		for i, m := range messages {
 			if m.Role == assistant && i < len(messages)-1 {
 				m.Content = ""

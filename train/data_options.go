@@ -3,6 +3,7 @@ package train
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // DataOptions says how files become examples. docs/data.md shows the formats.
@@ -19,10 +20,17 @@ type DataOptions struct {
 	// TrainOnPrompts makes targets of prompts, and of all turns of a chat. Zero:
 	// only completions and the assistant's turns are learned.
 	TrainOnPrompts bool
-	// NoEOS leaves out the end-of-sequence token. Zero: the tokenizer's, if it has
+	// LastTurnOnly learns only the last of the assistant's turns in a chat; those
+	// before it are context. Zero: all of them.
+	LastTurnOnly bool
+	// NoEOS adds no end-of-sequence token to what the tokenizer gives. Zero: the tokenizer's, if it has
 	// one, ends every text and completion, so that the model learns to stop. Chats
 	// end as their template says.
 	NoEOS bool
+	// ChatDate is today's date for chat templates that write it (Llama 3.2's). Zero:
+	// 26 July 2024, which such templates fall back to; a date that moves would make
+	// other data tomorrow.
+	ChatDate time.Time
 	// Packing puts several examples into one row of MaxLength tokens; see [Dataset.Pack].
 	Packing bool
 	// Buckets are the lengths that batches are padded to; the largest must hold the
@@ -41,6 +49,9 @@ func (o DataOptions) withDefaults() (DataOptions, error) {
 	}
 	if o.MaxLength < 2 {
 		return o, fmt.Errorf("MaxLength is %d, want 2 or more, or 0 for %d", o.MaxLength, defaultMaxLength)
+	}
+	if o.ChatDate.IsZero() {
+		o.ChatDate = time.Date(2024, time.July, 26, 0, 0, 0, 0, time.UTC)
 	}
 	if len(o.Fields) > 2 || slices.Contains(o.Fields, "") {
 		return o, fmt.Errorf("Fields is %q, want the names of one or two fields", o.Fields)

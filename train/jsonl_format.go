@@ -7,16 +7,21 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/gopeft/gopeft/models/tokenizer"
 )
 
 // sample is what a record holds: a text, a prompt with its completion, or a chat.
 type sample struct {
 	text, prompt, completion string
-	messages                 []message
+	chat                     chat
 }
 
-// message is one turn of a chat.
-type message struct{ role, content string }
+// chat is a conversation, with the tools that the assistant was offered.
+type chat struct {
+	messages []tokenizer.Message
+	tools    []any
+}
 
 type sampleKind int
 
@@ -85,28 +90,20 @@ func (f format) read(r record) (s sample, err error) {
 			s.completion, err = r.text(f.fields[1])
 		}
 	case chatSample:
-		if s.messages, err = r.messages(f.fields[0]); err == nil {
-			err = r.refuseTools()
+		if s.chat.messages, err = r.messages(f.fields[0]); err == nil {
+			s.chat.tools, err = r.tools()
 		}
 	}
 	return s, err
 }
 
-// messages returns a field that must be a list of objects with the strings
-// "role" and "content".
-func (r record) messages(field string) ([]message, error) {
-	raw, err := r.get(field)
+// messages returns a field that must be a list of messages.
+func (r record) messages(field string) ([]tokenizer.Message, error) {
+	list, err := r.list(field, "a list of messages")
 	if err != nil {
 		return nil, err
 	}
-	if kind := jsonKind(raw); kind != "array" {
-		return nil, fmt.Errorf("field %q: want a list of messages, got %s", field, kind)
-	}
-	var list []json.RawMessage
-	if err := json.Unmarshal(raw, &list); err != nil {
-		return nil, fmt.Errorf("field %q: %w", field, err)
-	}
-	messages := make([]message, len(list))
+	messages := make([]tokenizer.Message, len(list))
 	for i, raw := range list {
 		if messages[i], err = parseMessage(raw); err != nil {
 			return nil, fmt.Errorf("field %q: message %d: %w", field, i+1, err)
@@ -115,7 +112,10 @@ func (r record) messages(field string) ([]message, error) {
 	return messages, nil
 }
 
-func parseMessage(raw json.RawMessage) (m message, err error) {
+// parseMessage reads an object with a role and a content, which is a string or a
+// list of parts; a message that calls tools needs none. All other keys are for
+// the chat template.
+func parseMessage(raw json.RawMessage) (m tokenizer.Message, err error) {
 	if kind := jsonKind(raw); kind != "object" {
 		return m, fmt.Errorf("want an object, got %s", kind)
 	}
@@ -123,25 +123,55 @@ func parseMessage(raw json.RawMessage) (m message, err error) {
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return m, err
 	}
-	if m.role, err = r.text("role"); err != nil {
+	role, err := r.text("role")
+	if err != nil {
 		return m, err
 	}
-	if m.role == "" {
+	if role == "" {
 		return m, errors.New(`field "role" is empty`)
 	}
-	if calls := r["tool_calls"]; calls != nil && !slices.Contains([]string{"null", "[]"}, string(calls)) {
-		return m, errors.New(`field "tool_calls": tool calls are not supported`)
+	content, kind := r["content"], "nothing"
+	if content != nil {
+		kind = jsonKind(content)
 	}
-	m.content, err = r.text("content")
+	calls := r["tool_calls"] != nil && jsonKind(r["tool_calls"]) == "array"
+	if kind != "string" && kind != "array" && !(calls && (kind == "null" || kind == "nothing")) {
+		return m, fmt.Errorf(`field "content": want a string, got %s`, kind)
+	}
+	err = json.Unmarshal(raw, &m)
 	return m, err
 }
 
-// refuseTools reports a list of tools: the chat would be rendered without it.
-func (r record) refuseTools() error {
-	if tools := r["tools"]; tools != nil && !slices.Contains([]string{"null", "[]", `""`}, string(tools)) {
-		return errors.New(`field "tools": chats with tools are not supported`)
+// tools returns the list "tools" beside a chat, nil if there is none.
+func (r record) tools() ([]any, error) {
+	if raw := r["tools"]; raw == nil || jsonKind(raw) == "null" {
+		return nil, nil
 	}
-	return nil
+	list, err := r.list("tools", "a list of tools")
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	tools := make([]any, len(list))
+	for i, raw := range list {
+		tools[i] = raw
+	}
+	return tools, nil
+}
+
+// list returns the elements of a field that must be an array, described by want.
+func (r record) list(field, want string) ([]json.RawMessage, error) {
+	raw, err := r.get(field)
+	if err != nil {
+		return nil, err
+	}
+	if kind := jsonKind(raw); kind != "array" {
+		return nil, fmt.Errorf("field %q: want %s, got %s", field, want, kind)
+	}
+	var list []json.RawMessage
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return nil, fmt.Errorf("field %q: %w", field, err)
+	}
+	return list, nil
 }
 
 // fieldNames lists the fields for an error message.

@@ -38,6 +38,8 @@ func TestLoadJSONL(t *testing.T) {
 		{"prompt and completion", `{"prompt":"ab","completion":"c"}`, DataOptions{}, []string{"<s>ab{c</s>}"}},
 		{"messages", `{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}`, DataOptions{},
 			[]string{"[user]\na</s>\n[assistant]\n{b</s>}\n"}},
+		{"a tool call", `{"tools":[{"name":"f"}],"messages":[{"role":"user","content":"a"},{"role":"assistant","tool_calls":[1]}]}`, DataOptions{},
+			[]string{"[{\"name\":\"f\"}]\n[user]\na</s>\n[assistant]\n{[1]</s>}\n"}},
 		{"no tools", `{"tools":[],"messages":[{"role":"assistant","content":"b","tool_calls":null}]}`, DataOptions{},
 			[]string{"[{assistant]\nb</s>}\n"}},
 		{"two named fields", `{"q":"a","text":"x","a":"b"}`, DataOptions{Fields: []string{"q", "a"}, Separator: " "}, []string{"<s>a {b</s>}"}},
@@ -87,9 +89,10 @@ func TestLoadJSONLErrors(t *testing.T) {
 		{"message not an object", `{"messages":["hi"]}`, DataOptions{}, `field "messages": message 1: want an object, got string`},
 		{"message without role", `{"messages":[{"content":"x"}]}`, DataOptions{}, `field "messages": message 1: no field "role" among "content"`},
 		{"empty role", `{"messages":[{"role":"","content":"x"}]}`, DataOptions{}, `message 1: field "role" is empty`},
-		{"content not text", `{"messages":[{"role":"user","content":[]}]}`, DataOptions{}, `message 1: field "content": want a string, got array`},
-		{"tool calls", `{"messages":[{"role":"user","content":"","tool_calls":[{}]}]}`, DataOptions{}, "tool calls are not supported"},
-		{"tools", `{"tools":[{}],"messages":[]}`, DataOptions{}, "chats with tools are not supported"},
+		{"content not text", `{"messages":[{"role":"user","content":12}]}`, DataOptions{}, `message 1: field "content": want a string, got number`},
+		{"no content", `{"messages":[{"role":"user"}]}`, DataOptions{}, `message 1: field "content": want a string, got nothing`},
+		{"null content", `{"messages":[{"role":"user","content":null}]}`, DataOptions{}, `message 1: field "content": want a string, got null`},
+		{"tools not a list", `{"tools":"f","messages":[]}`, DataOptions{}, `field "tools": want a list of tools, got string`},
 		{"chat template", `{"messages":[{"role":"nobody","content":"x"}]}`, DataOptions{}, "d.jsonl:1: chat messages: unknown role nobody"},
 		{"all dropped", `{"text":""}`, DataOptions{}, "d.jsonl: none of the 1 examples has anything to learn"},
 		{"prompts too long", `{"prompt":"abcdef","completion":"g"}`, DataOptions{MaxLength: 4}, "none of the 1 examples"},
@@ -207,8 +210,8 @@ func FuzzParseRecord(f *testing.F) {
 			if err != nil {
 				continue
 			}
-			for _, m := range s.messages {
-				require.NotEmpty(t, m.role)
+			for _, m := range s.chat.messages {
+				require.NotEmpty(t, m.Role)
 			}
 			e, _, err := labeler{wordTokenizer{}, DataOptions{MaxLength: 64}}.example(format.kind, s)
 			if err == nil {

@@ -1,7 +1,0 @@
-package train
-
-// Stand-ins until models/tokenizer has its chat types.
-type (
-	chatMessage struct{ Role, Content string }
-	chatOptions struct{ AddGenerationPrompt bool }
-)
