@@ -2,8 +2,10 @@ package models
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -61,6 +63,52 @@ func TestStories(t *testing.T) {
 	require.Greater(t, len(ids), 150)
 	require.InDelta(t, 0.6, loss, 0.5, "%d tokens", len(ids))
 	t.Logf("%.3f nats over %d tokens", loss, len(ids))
+}
+
+// TestSmolLM2: the last logits of a real chat model as transformers has them.
+func TestSmolLM2(t *testing.T) {
+	dir := os.Getenv("GOPEFT_SMOLLM2")
+	if dir == "" {
+		t.Skip("GOPEFT_SMOLLM2 is not set: want the folder of SmolLM2-135M-Instruct with its golden.json")
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "golden.json"))
+	require.NoError(t, err)
+	var golden []struct {
+		IDs        []int32
+		LastLogits []float64 `json:"last_logits_16"`
+		LastArgmax int       `json:"last_argmax"`
+	}
+	require.NoError(t, json.Unmarshal(data, &golden))
+	require.NotEmpty(t, golden)
+	m, err := Load(context.Background(), dir, float32Options(t))
+	require.NoError(t, err)
+	defer m.Close()
+	require.Equal(t, 134515008, parameterCount(m))
+	// One program for all: padded on the right to a common length, which nobody reads.
+	const length = 40
+	e := exec(t, m, func(in []*graph.Node) []*graph.Node {
+		p := &site.Pass{Graph: in[0].Graph(), DType: m.DType()}
+		hidden := m.Hidden(p, site.Tokens{IDs: in[0]})
+		last := graph.ConvertDType(graph.Equal(graph.Iota(p.Graph, in[0].Shape(), 1), in[1]), hidden.DType())
+		return []*graph.Node{m.Logits(p, graph.ReduceSum(graph.Mul(hidden, graph.InsertAxes(last, -1)), 1))}
+	})
+	for _, g := range golden {
+		require.LessOrEqual(t, len(g.IDs), length)
+		ids := append(slices.Clone(g.IDs), make([]int32, length-len(g.IDs))...)
+		out, err := e.Exec([][]int32{ids}, int32(len(g.IDs)-1))
+		require.NoError(t, err)
+		got := tensors.MustCopyFlatData[float32](out[0])
+		best := 0
+		for i, v := range got {
+			if v > got[best] {
+				best = i
+			}
+		}
+		require.Equal(t, g.LastArgmax, best)
+		for i, want := range g.LastLogits {
+			require.InDelta(t, want, got[i], 1e-3, "logit %d", i)
+		}
+	}
 }
 
 func parameterCount(m *Model) int {
