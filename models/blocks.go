@@ -32,7 +32,13 @@ func (b *Blocks) frozen(name string) *Node {
 	if v == nil {
 		panic(fmt.Errorf("models: %s has no parameter %q", b.model.config.ModelType, name))
 	}
-	return StopGradient(ConvertDType(v.NodeValue(b.Graph), b.DType))
+	value := v.NodeValue(b.Graph)
+	if value.Type() == NodeTypeParameter && value.DType() == b.DType {
+		// An input of the program gets no gradient unless someone asks for it, while
+		// StopGradient would copy every weight in every run on the Go backend.
+		return value
+	}
+	return StopGradient(ConvertDType(value, b.DType))
 }
 
 // apply asks the hook for the output of the module at path on x.

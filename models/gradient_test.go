@@ -95,6 +95,31 @@ func TestSites(t *testing.T) {
 	}
 }
 
+// TestWeightsAreNotCopied: parameters go into the products as they are.
+func TestWeightsAreNotCopied(t *testing.T) {
+	m, err := Load(context.Background(), filepath.Join(fixtures, "qwen3"), float32Options(t))
+	require.NoError(t, err)
+	defer m.Close()
+	e := exec(t, m, func(in []*graph.Node) []*graph.Node {
+		g := in[0].Graph()
+		p := &site.Pass{Graph: g, DType: m.DType()}
+		out := m.Logits(p, m.Hidden(p, site.Tokens{IDs: in[0]}))
+		weights := 0
+		for _, node := range g.Nodes() {
+			for _, input := range node.Inputs() {
+				if input.Type() == graph.NodeTypeParameter && input != in[0] {
+					weights++
+					require.NotContains(t, []graph.NodeType{graph.NodeTypeIdentity, graph.NodeTypeConvertDType}, node.Type(), node.String())
+				}
+			}
+		}
+		require.GreaterOrEqual(t, weights, len(m.Parameters()))
+		return []*graph.Node{out}
+	})
+	_, err = e.Exec([][]int32{{4, 5, 6}})
+	require.NoError(t, err)
+}
+
 // lossProgram returns the mean square of the logits and its gradient by an offset
 // to each module's output.
 func lossProgram(t *testing.T, m *Model, checkpoint, training bool, segments [][]int32) func(offsets []float32) (float64, []float32) {
