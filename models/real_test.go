@@ -62,6 +62,13 @@ func TestStories(t *testing.T) {
 	loss := tensors.ToScalar[float32](out[0])
 	require.Greater(t, len(ids), 150)
 	require.InDelta(t, 0.6, loss, 0.5, "%d tokens", len(ids))
+	to := filepath.Join(t.TempDir(), "out")
+	require.NoError(t, m.Export(context.Background(), to, nil))
+	require.Equal(t, contents(t, filepath.Join(dir, "hf")), contents(t, to))
+	again, err := Load(context.Background(), to, float32Options(t))
+	require.NoError(t, err)
+	defer again.Close()
+	require.Equal(t, ids, again.Tokenizer.Encode(strings.TrimSpace(string(text)), tokenizer.EncodeOptions{AddSpecialTokens: true}))
 	t.Logf("%.3f nats over %d tokens", loss, len(ids))
 }
 
