@@ -9,7 +9,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend"
 	"github.com/gopeft/gopeft/internal/backend/backendtest"
+	"github.com/gopeft/gopeft/models/tokenizer"
 )
 
 // loadFixture loads a tiny random model of internal/golden.
@@ -86,4 +88,49 @@ func TestGenerateStories(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, string(want), text)
 	require.Equal(t, text, streamed)
+}
+
+type goldenChat struct {
+	Question string
+	Prompt   string
+	IDs      []int32
+	Greedy   []int32 `json:"greedy_40"`
+	Text     string  `json:"greedy_text"`
+}
+
+// TestGenerateChat: a real chat model's 40 greedy tokens, as transformers gives them.
+func TestGenerateChat(t *testing.T) {
+	dir := os.Getenv("GOPEFT_SMOLLM2")
+	if dir == "" {
+		t.Skip("GOPEFT_SMOLLM2 is not set: want the folder of SmolLM2-135M-Instruct with golden.json")
+	}
+	if !backend.IsXLA(backendtest.Open(t)) {
+		t.Skipf("135M parameters are too slow on Go: set %s=xla:/path/to/plugin.so", backendtest.Env)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "golden.json"))
+	require.NoError(t, err)
+	var cases []goldenChat
+	require.NoError(t, json.Unmarshal(data, &cases))
+	require.NotEmpty(t, cases)
+	m, err := Load(context.Background(), dir, Options{On: backendtest.Open(t)})
+	require.NoError(t, err)
+	defer m.Close()
+	var prompts []string
+	for _, c := range cases {
+		messages := []tokenizer.Message{{Role: "user", Content: c.Question}}
+		prompt, err := m.Tokenizer.ApplyChatTemplate(messages, tokenizer.ChatOptions{AddGenerationPrompt: true})
+		require.NoError(t, err)
+		require.Equal(t, c.Prompt, prompt)
+		prompts = append(prompts, prompt)
+	}
+	o := GenerateOptions{MaxNewTokens: 40, PromptIsComplete: true, KeepSpecialTokens: true}
+	out, err := newGenerator(t, m).GenerateText(context.Background(), prompts, o)
+	require.NoError(t, err)
+	for i, c := range cases {
+		require.Equal(t, c.Greedy, out[i].IDs, c.Question)
+		require.Equal(t, c.Text, out[i].Text)
+		text, err := m.Generate(context.Background(), prompts[i], o)
+		require.NoError(t, err)
+		require.Equal(t, c.Text, text)
+	}
 }

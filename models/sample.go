@@ -87,23 +87,62 @@ func (s *sampler) distribution(scores []float32) []candidate {
 }
 
 // nucleus keeps the smallest set of most probable ids whose probabilities reach
-// topP together (Holtzman et al. 2020, arXiv:1904.09751). The probabilities of
-// candidates add up to sum.
+// topP together (Holtzman et al. 2020, arXiv:1904.09751); of equals the first ids.
+// The probabilities of candidates, whose order it changes, add up to sum.
+//
+// It is a quickselect by sums: of a vocabulary only what lies around the border is
+// sorted.
 func nucleus(candidates []candidate, sum, topP float64) []candidate {
-	// Those that are this unlikely have at most 1-topP together, so all of them
-	// fall away: only the few others need sorting.
-	unlikely := (1 - topP) * sum / float64(len(candidates))
-	likely := slices.DeleteFunc(candidates, func(c candidate) bool { return c.p <= unlikely })
-	slices.SortFunc(likely, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(b.p, a.p), cmp.Compare(a.id, b.id))
-	})
-	reached := 0.0
-	for i, c := range likely {
-		if reached += c.p; reached >= topP*sum {
-			return likely[:i+1]
+	const small = 16
+	target := topP * sum
+	from, to, reached := 0, len(candidates), 0.0 // the border is in between; what is before from is in
+	for to-from > small {
+		middle, before := from+partition(candidates[from:to]), 0.0
+		for _, c := range candidates[from:middle] {
+			before += c.p
+		}
+		if reached+before >= target {
+			to = middle
+			continue
+		}
+		if reached += before + candidates[middle].p; reached >= target {
+			return candidates[:middle+1]
+		}
+		from = middle + 1
+	}
+	slices.SortFunc(candidates[from:to], candidate.compare)
+	for i, c := range candidates[from:to] {
+		if reached += c.p; reached >= target {
+			return candidates[:from+i+1]
 		}
 	}
-	return likely
+	return candidates[:to]
+}
+
+// compare puts the more probable first.
+func (c candidate) compare(other candidate) int {
+	return cmp.Or(cmp.Compare(other.p, c.p), cmp.Compare(c.id, other.id))
+}
+
+// partition picks one of at least three candidates, moves those that come before
+// it to its left, the others to its right, and returns where it is.
+func partition(c []candidate) int {
+	last := len(c) - 1
+	// The median of three goes to the end.
+	for _, pair := range [][2]int{{0, last / 2}, {0, last}, {last, last / 2}} {
+		if c[pair[1]].compare(c[pair[0]]) < 0 {
+			c[pair[0]], c[pair[1]] = c[pair[1]], c[pair[0]]
+		}
+	}
+	left := 0
+	for i := range last {
+		if c[i].compare(c[last]) < 0 {
+			c[i], c[left] = c[left], c[i]
+			left++
+		}
+	}
+	c[left], c[last] = c[last], c[left]
+	return left
 }
 
 // kthLargest returns the k-th largest of values, 1 <= k <= len(values). It keeps
@@ -182,8 +221,8 @@ func logProb(logits []float32, id int32) float32 {
 func uniform(seed, row, step uint64) float64 {
 	const golden = 0x9e3779b97f4a7c15
 	x := mix64(seed + golden)
-	x = mix64(x ^ mix64(row+golden))
-	x = mix64(x ^ mix64(step-golden))
+	x = mix64(x + golden*(row+1))
+	x = mix64(x + golden*(step+1))
 	return float64(x>>11) * 0x1p-53
 }
 
