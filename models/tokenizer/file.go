@@ -65,6 +65,11 @@ func newFromJSON(data []byte, extra []AddedToken) (*Tokenizer, error) {
 		return nil, fmt.Errorf("added_tokens: %w", err)
 	}
 	t.size = int(max(t.vocab.maxID, t.added.maxID)) + 1
+	for _, pre := range t.pre {
+		if m, ok := pre.(*metaspaceSplit); ok && m.scheme == "first" {
+			t.asksFirst = true
+		}
+	}
 	t.joinBPE()
 	return t, nil
 }

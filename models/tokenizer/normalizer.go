@@ -29,6 +29,45 @@ func (n normalizers) normalize(s string) string {
 	return s
 }
 
+// keepsStart says whether the first character of s is still there, changed
+// perhaps, at the start of the normalized text. Metaspace's prepend_scheme
+// "first" goes by it: a piece is first if it comes from the start of the original.
+func keepsStart(n normalizer, s string) bool {
+	if s == "" {
+		return true
+	}
+	switch n := n.(type) {
+	case normalizers:
+		for _, one := range n {
+			if !keepsStart(one, s) {
+				return false
+			}
+			s = one.normalize(s)
+		}
+		return true
+	case *replace:
+		return n.keepsStart(s)
+	}
+	return n.normalize(s[:runeLen(s)]) != ""
+}
+
+// keepsStart: the library counts what replaces several characters as coming from
+// the last of them.
+func (r *replace) keepsStart(s string) bool {
+	kept := true
+	check := func(start, end int, match bool) {
+		if match && start == 0 && end > 0 {
+			kept = end == runeLen(s) && r.content != ""
+		}
+	}
+	if r.finder != nil {
+		r.finder.find(s, check)
+	} else if r.literal != "" && strings.HasPrefix(s, r.literal) {
+		check(0, len(r.literal), true)
+	}
+	return kept
+}
+
 // normalizerConfig has the fields of all types.
 type normalizerConfig struct {
 	Normalizers  []json.RawMessage `json:"normalizers"`

@@ -230,15 +230,17 @@ func (f *regexFinder) find(s string, report func(start, end int, match bool)) {
 		return at
 	}
 	m, err := f.re.FindStringMatch(s)
-	for m != nil && err == nil {
+	for any := false; m != nil && err == nil; m, err = f.re.FindNextMatch(m) {
 		start := seek(m.Index)
 		end := seek(m.Index + m.Length)
+		if any && start == end && start == last {
+			continue // Oniguruma's iterator: no empty match right after a match
+		}
 		if last < start {
 			report(last, start, false)
 		}
 		report(start, end, true)
-		last = end
-		m, err = f.re.FindNextMatch(m)
+		last, any = end, true
 	}
 	if last < len(s) {
 		report(last, len(s), false)

@@ -9,17 +9,19 @@ import (
 // special tokens and chat templates. It is immutable and safe for concurrent
 // use.
 type Tokenizer struct {
-	vocab   *vocabulary
-	added   *addedVocabulary
-	norm    normalizer // nil: text is taken as it is
-	pre     []preTokenizer
-	model   model
-	post    postProcessor
-	dec     decoder // nil: tokens are joined by blanks
-	size    int
-	config  config
-	files   source
-	workers sync.Pool
+	vocab *vocabulary
+	added *addedVocabulary
+	norm  normalizer // nil: text is taken as it is
+	pre   []preTokenizer
+	model model
+	post  postProcessor
+	dec   decoder // nil: tokens are joined by blanks
+	size  int
+	// asksFirst says that a pre-tokenizer wants to know which piece is first.
+	asksFirst bool
+	config    config
+	files     source
+	workers   sync.Pool
 	// compiled are the chat templates used so far, by name.
 	compiled sync.Map
 }
@@ -86,6 +88,7 @@ func (t *Tokenizer) encodeText(text string, o EncodeOptions) []int32 {
 // first says that it begins the whole text.
 func (t *Tokenizer) encodeRaw(s string, first bool, o EncodeOptions, w *worker) {
 	if t.norm != nil {
+		first = first && (!t.asksFirst || keepsStart(t.norm, s))
 		s = t.norm.normalize(s)
 	}
 	t.added.normalized.split(s, o.SpecialTokensAsText, func(s string, start int, id int32) {

@@ -14,25 +14,31 @@ import (
 func upper(s string) string { return cases.Upper(language.Und).String(s) }
 func lower(s string) string { return cases.Lower(language.Und).String(s) }
 
+// title writes the first character as a capital: ß becomes Ss.
+func title(s string) string { return cases.Title(language.Und).String(s) }
+
+// capitalize is str.capitalize.
 func capitalize(s string) string {
-	r, n := utf8.DecodeRuneInString(s)
-	if n == 0 {
-		return s
-	}
-	return string(unicode.ToTitle(r)) + lower(s[n:])
+	_, n := utf8.DecodeRuneInString(s)
+	return title(s[:n]) + lower(s[n:])
 }
 
-// pythonTitle is str.title: a letter after something that is not one is a capital.
+// pythonTitle is str.title: every run of letters is capitalized.
 func pythonTitle(s string) string {
 	var b strings.Builder
-	inWord := false
-	for _, r := range s {
-		if inWord {
-			b.WriteRune(unicode.ToLower(r))
-		} else {
-			b.WriteRune(unicode.ToTitle(r))
+	for s != "" {
+		n := strings.IndexFunc(s, func(r rune) bool { return !unicode.IsLetter(r) })
+		if n < 0 {
+			n = len(s)
 		}
-		inWord = unicode.IsLetter(r)
+		b.WriteString(capitalize(s[:n]))
+		s = s[n:]
+		n = strings.IndexFunc(s, unicode.IsLetter)
+		if n < 0 {
+			n = len(s)
+		}
+		b.WriteString(s[:n])
+		s = s[n:]
 	}
 	return b.String()
 }

@@ -55,6 +55,10 @@ func (s *state) lookup(id string, f *frame) any {
 	if v, ok := s.globals[id]; ok {
 		return v
 	}
+	switch id {
+	case "cycler", "joiner", "lipsum", "self":
+		fail("template: %s is not supported", id)
+	}
 	return undefined{"'" + id + "'"}
 }
 
@@ -239,7 +243,7 @@ func (s *state) item(v, key any) any {
 			return value
 		}
 	case *List:
-		if i, _, isFloat, ok := number(key); ok && !isFloat {
+		if i, _, isFloat, ok := number(key); ok && !isFloat && x.view == "" {
 			if i < 0 {
 				i += int64(len(x.Items))
 			}

@@ -219,7 +219,7 @@ func (s *state) callMacro(m *macro, a *args, caller any) any {
 		f.vars[param] = v
 	}
 	if def.varargs {
-		f.vars["varargs"] = &List{a.pos[min(len(a.pos), len(def.params)):], true}
+		f.vars["varargs"] = &List{Items: a.pos[min(len(a.pos), len(def.params)):], tuple: true}
 	}
 	if def.caller {
 		if caller == nil {

@@ -65,9 +65,12 @@ var dictMethods = map[string]methodFunc{
 		}
 		return a.get(1, "default", nil)
 	},
-	"keys":     func(_ *state, self any, a *args) any { a.max(0); return &List{Items: self.(*Dict).keys} },
-	"values":   func(_ *state, self any, a *args) any { a.max(0); return self.(*Dict).column(1) },
-	"items":    func(_ *state, self any, a *args) any { a.max(0); return self.(*Dict).column(2) },
+	"keys": func(_ *state, self any, a *args) any {
+		a.max(0)
+		return &List{Items: self.(*Dict).keys, view: "dict_keys"}
+	},
+	"values":   func(_ *state, self any, a *args) any { a.max(0); return self.(*Dict).column(1).as("dict_values") },
+	"items":    func(_ *state, self any, a *args) any { a.max(0); return self.(*Dict).column(2).as("dict_items") },
 	"copy":     func(_ *state, self any, a *args) any { a.max(0); return self },
 	"fromkeys": unsupported,
 }
@@ -78,10 +81,15 @@ func (d *Dict) column(width int) *List {
 	for _, key := range d.keys {
 		v, _ := d.get(key)
 		if width == 2 {
-			v = &List{[]any{key, v}, true}
+			v = &List{Items: []any{key, v}, tuple: true}
 		}
 		l.Items = append(l.Items, v)
 	}
+	return l
+}
+
+func (l *List) as(view string) *List {
+	l.view = view
 	return l
 }
 
@@ -117,7 +125,7 @@ var loopMethods = map[string]methodFunc{
 	},
 	"changed": func(_ *state, self any, a *args) any {
 		a.max(len(a.pos))
-		l, now := self.(*loop), &List{a.pos, true}
+		l, now := self.(*loop), &List{Items: a.pos, tuple: true}
 		changed := !l.asked || !equal(l.seen, now, 0)
 		l.asked, l.seen = true, now
 		return changed
@@ -303,10 +311,6 @@ func split(s *state, t string, a *args) any {
 		end := strings.IndexFunc(t, isSpace)
 		if end < 0 || limit >= 0 && int64(len(parts)) >= limit {
 			end = len(t)
-			if limit >= 0 && int64(len(parts)) >= limit {
-				t = strings.TrimRightFunc(t, isSpace)
-				end = len(t)
-			}
 		}
 		parts = append(parts, t[:end])
 		t = strings.TrimLeftFunc(t[end:], isSpace)

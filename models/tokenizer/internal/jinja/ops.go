@@ -136,10 +136,10 @@ func (s *state) add(a, b any) any {
 			return s.concat(x, y)
 		}
 	case *List:
-		if y, ok := b.(*List); ok && x.tuple == y.tuple {
+		if y, ok := b.(*List); ok && x.tuple == y.tuple && x.view == "" && y.view == "" {
 			s.spend(len(x.Items) + len(y.Items))
 			items := append(append(make([]any, 0, len(x.Items)+len(y.Items)), x.Items...), y.Items...)
-			return &List{items, x.tuple}
+			return &List{Items: items, tuple: x.tuple}
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package jinja
 
 import (
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -137,7 +138,7 @@ func (p *parser) primary() expr {
 		return &literal{n}
 	case tokenFloat:
 		f, err := strconv.ParseFloat(strings.ReplaceAll(t.text, "_", ""), 64)
-		if err != nil {
+		if err != nil && !errors.Is(err, strconv.ErrRange) { // too large is infinite
 			p.fail("bad number %s", t.text)
 		}
 		return &literal{f}

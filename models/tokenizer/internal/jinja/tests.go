@@ -85,8 +85,10 @@ func isIterable(v any) bool {
 
 // isSequence is: has a length and items. Jinja counts dictionaries in.
 func isSequence(v any) bool {
-	_, undef := v.(undefined)
-	return isIterable(v) && !undef
+	if l, ok := v.(*List); ok && l.view != "" {
+		return false
+	}
+	return isIterable(v) && !isUndefined(v)
 }
 
 func isCallable(v any) bool {

@@ -42,6 +42,12 @@ func repr(b *strings.Builder, v any, depth int) {
 	case string:
 		b.WriteString(quote(v))
 	case *List:
+		if v.view != "" {
+			b.WriteString(v.view + "(")
+			repr(b, &List{Items: v.Items}, depth+1)
+			b.WriteByte(')')
+			return
+		}
 		brackets := "[]"
 		if v.tuple {
 			brackets = "()"
@@ -162,6 +168,9 @@ func writeJSON(b *strings.Builder, v any, style *jsonStyle, depth int) {
 	case markup:
 		writeJSONString(b, string(v), style.ascii)
 	case *List:
+		if v.view != "" {
+			fail("template: a %s cannot be written as JSON", v.view)
+		}
 		writeJSONItems(b, "[]", len(v.Items), style, depth, func(i int) {
 			writeJSON(b, v.Items[i], style, depth+1)
 		})

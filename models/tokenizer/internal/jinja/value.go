@@ -9,10 +9,11 @@ import (
 // Values are nil (None), bool, int64, float64, string, *List, *Dict, *namespace,
 // *loop, *function, markup and undefined.
 
-// List is a list or a tuple.
+// List is a list, a tuple or what the methods of a dictionary return.
 type List struct {
 	Items []any
 	tuple bool
+	view  string // dict_keys, dict_values, dict_items or empty
 }
 
 // Dict keeps the order in which keys were added.
@@ -95,7 +96,10 @@ func typeName(v any) string {
 	case string:
 		return "str"
 	case *List:
-		if v.tuple {
+		switch {
+		case v.view != "":
+			return v.view
+		case v.tuple:
 			return "tuple"
 		}
 		return "list"
