@@ -1,0 +1,177 @@
+package parity
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gopeft/gopeft/internal/basetest"
+	"github.com/gopeft/gopeft/internal/safetensors"
+	_ "github.com/gopeft/gopeft/lora"
+	"github.com/gopeft/gopeft/models"
+	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/train"
+)
+
+const fixtures = "../golden/testdata"
+
+// ownCases are adapters beside those of the fixtures: other initialisations, a
+// dropout, and bases stored in other dtypes or several files.
+var ownCases = []struct{ name, family, options string }{
+	{"gaussian", "llama_bias", `{"r": 4, "lora_alpha": 8, "init_lora_weights": "gaussian", "target_modules": "all-linear"}`},
+	{"dropout", "llama3_rope", `{"r": 2, "lora_dropout": 0.1, "use_rslora": true, "target_modules": ["down_proj", "v_proj"]}`},
+	{"sharded", "llama_sharded", `{"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}`},
+	{"bfloat16", "smollm2", `{"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}`},
+	{"float16", "llama_f16", `{"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "gate_proj"]}`},
+	{"float64", "llama_f64", `{"r": 4, "lora_alpha": 16, "target_modules": ["k_proj", "up_proj"]}`},
+}
+
+// TestGoAdapters: what is trained, saved and merged here means the same in Python.
+// Every configuration of the fixtures is attached anew and trained for some steps.
+func TestGoAdapters(t *testing.T) {
+	python := need(t, envPython)
+	var q questions
+	// Not t.TempDir() of a subtest: Python reads the files after the subtests.
+	out := t.TempDir()
+	infos, err := filepath.Glob(filepath.Join(fixtures, "lora", "*", "info.json"))
+	require.NoError(t, err)
+	require.Greater(t, len(infos), 20)
+	for _, path := range infos {
+		var info struct {
+			Model   string
+			Options json.RawMessage
+		}
+		readJSON(t, path, &info)
+		name := filepath.Base(filepath.Dir(path))
+		t.Run(name, func(t *testing.T) { makeAdapter(t, &q, filepath.Join(out, name), info.Model, info.Options) })
+	}
+	for _, c := range ownCases {
+		t.Run(c.name, func(t *testing.T) { makeAdapter(t, &q, filepath.Join(out, c.name), c.family, []byte(c.options)) })
+	}
+	if !t.Failed() {
+		q.answer(t, python)
+	}
+}
+
+// makeAdapter trains, saves and merges an adapter of a tiny model and asks Python about
+// it. options are those of Python's LoraConfig.
+func makeAdapter(t *testing.T, q *questions, out, family string, options []byte) {
+	folder, err := filepath.Abs(filepath.Join(fixtures, "families", family))
+	require.NoError(t, err)
+	adapter, merged := filepath.Join(out, "adapter"), filepath.Join(out, "merged")
+	answer, mergedAnswer := filepath.Join(out, "answer.safetensors"), filepath.Join(out, "merged.safetensors")
+	require.NoError(t, os.MkdirAll(out, 0o777))
+	base := basetest.Load(t, folder)
+	pm, err := peft.GetPeftModel(base, loraConfig(t, options))
+	require.NoError(t, err)
+	ids := goldenIDs(t, folder)
+	trainFew(t, pm, ids)
+	logits := forward(t, pm, ids)
+	require.NoError(t, pm.SavePretrained(adapter))
+	writeAnswer(t, answer, ids, logits)
+	q.ask(t, "check_adapter", folder, adapter, answer)
+
+	_, err = pm.MergeAndUnload(t.Context(), merged)
+	require.NoError(t, err)
+	// Where the merged weights are rounded to half precision, or computed wider, the adapter's own
+	// logits are not theirs: what the merged folder gives here stands for them.
+	if storedDType(t, base) != "float32" {
+		logits = forward(t, basetest.Load(t, merged), ids)
+	}
+	writeAnswer(t, mergedAnswer, ids, logits)
+	q.ask(t, "check_merged", merged, mergedAnswer, "--base", folder)
+}
+
+func storedDType(t *testing.T, base *models.Model) string {
+	var config struct {
+		DType string
+	}
+	require.NoError(t, json.Unmarshal(base.Config().JSON, &config))
+	return config.DType
+}
+
+// loraConfig reads the options of Python's LoraConfig.
+func loraConfig(t *testing.T, options []byte) peft.Config {
+	t.Helper()
+	fields := map[string]json.RawMessage{}
+	require.NoError(t, json.Unmarshal(options, &fields))
+	fields["peft_type"], fields["task_type"] = []byte(`"LORA"`), []byte(`"CAUSAL_LM"`)
+	data, err := json.Marshal(fields)
+	require.NoError(t, err)
+	config, err := peft.DecodeConfig(data)
+	require.NoError(t, err)
+	return config
+}
+
+// goldenIDs are the rows that a fixture's own logits are of.
+func goldenIDs(t *testing.T, family string) [][]int32 {
+	t.Helper()
+	file, err := safetensors.Open(filepath.Join(family, "golden.safetensors"))
+	require.NoError(t, err)
+	defer file.Close()
+	return rowsOf(t, file, "input_ids")
+}
+
+// trainFew makes some steps on the rows, so that B is not zero and A has moved.
+func trainFew(t *testing.T, pm *peft.PeftModel, rows [][]int32) {
+	t.Helper()
+	var examples []train.Example
+	for _, row := range rows {
+		examples = append(examples, train.Example{IDs: row, Labels: row})
+	}
+	data, err := train.NewDataset(examples)
+	require.NoError(t, err)
+	var losses []float64
+	trainer, err := train.NewTrainer(pm, data, train.Arguments{
+		OutputDir: t.TempDir(), MaxSteps: 8, PerDeviceTrainBatchSize: len(rows), LearningRate: 1e-2,
+		LrSchedulerType: train.SchedulerConstant, SaveStrategy: train.SaveNo, Quiet: true,
+		Callback: func(e train.Event) error {
+			if e.Kind == train.EventStep {
+				losses = append(losses, e.Loss)
+			}
+			return nil
+		},
+	})
+	require.NoError(t, err)
+	defer trainer.Close()
+	_, err = trainer.Train(t.Context())
+	require.NoError(t, err)
+	require.Less(t, losses[len(losses)-1], losses[0], "the training learned nothing")
+}
+
+// TestPythonAdapters: what Python's peft has written just now gives its logits, loss
+// and gradients here. (The tests of package lora do it on the committed fixtures.)
+func TestPythonAdapters(t *testing.T) {
+	golden := need(t, envGolden)
+	infos, err := filepath.Glob(filepath.Join(golden, "lora", "*", "info.json"))
+	require.NoError(t, err)
+	require.Greater(t, len(infos), 20)
+	for _, path := range infos {
+		g := basetest.Golden{Dir: filepath.Dir(path)}
+		readJSON(t, path, &g)
+		t.Run(filepath.Base(g.Dir), func(t *testing.T) {
+			g.File, err = safetensors.Open(filepath.Join(g.Dir, "golden.safetensors"))
+			require.NoError(t, err)
+			defer g.File.Close()
+			pm, err := peft.LoadAdapter(basetest.Load(t, filepath.Join(golden, "families", g.Model)), g.Dir)
+			require.NoError(t, err)
+			require.Equal(t, g.Printed, pm.TrainableParameters().String())
+			got := basetest.Evaluate(t, pm, g.Tensor(t, "input_ids"), g.Tensor(t, "labels"))
+			basetest.RequireClose(t, basetest.Flat(t, g.Tensor(t, "logits")), got.Logits, 1e-4, "logits")
+			require.InDelta(t, basetest.Flat(t, g.Tensor(t, "loss"))[0], got.Loss, 1e-4)
+			compared := 0
+			for _, name := range g.File.Names() {
+				if short, ok := strings.CutPrefix(name, "grad.base_model.model."); ok {
+					basetest.RequireClose(t, basetest.Flat(t, g.Tensor(t, name)), got.Gradients[short], 1e-4, name)
+					compared++
+				}
+			}
+			require.NotZero(t, compared)
+			require.Equal(t, compared, len(got.Gradients))
+		})
+	}
+}
