@@ -50,7 +50,7 @@ func deltaOf(t *testing.T, config lora.LoraConfig, x [][]float32, dtype dtypes.D
 	for _, a := range arguments {
 		in = append(in, a)
 	}
-	out, err := exec.Exec(in...)
+	out, err := exec.Call(in...)
 	require.NoError(t, err)
 	delta, dropped = basetest.Flat(t, out[0]), basetest.Flat(t, out[1])
 

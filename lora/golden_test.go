@@ -61,7 +61,9 @@ func TestGoldenMerged(t *testing.T) {
 			require.Len(t, report.Tensors, len(g.Scaling))
 			require.Greater(t, report.MaxChange, float32(0))
 
-			merged, err := peft.GetPeftModel(basetest.Load(t, dir), peft.Full{})
+			full, err := peft.GetPeftModel(basetest.Load(t, dir), peft.Full{})
+			require.NoError(t, err)
+			merged, err := full.With()
 			require.NoError(t, err)
 			got := basetest.Evaluate(t, merged, g.Tensor(t, "input_ids"), g.Tensor(t, "labels"))
 			basetest.RequireClose(t, basetest.Flat(t, g.Tensor(t, "merged_logits")), got.Logits, 1e-4, "merged logits")

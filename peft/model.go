@@ -1,6 +1,7 @@
 package peft
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -39,6 +40,8 @@ type namedAdapter struct {
 	config  Config
 	adapter Adapter
 	layout  *Layout
+	// structure, see the function.
+	structure string
 	// arguments are replaced as a whole and never changed in place, so that a
 	// program that runs keeps what it was given.
 	arguments []*tensors.Tensor
@@ -125,7 +128,7 @@ func plan(base site.Base, config Config, reading bool) (*namedAdapter, error) {
 	}
 	common.reading = false
 	config = config.WithCommon(common)
-	return &namedAdapter{config: config, adapter: adapter, layout: layout}, nil
+	return &namedAdapter{config: config, adapter: adapter, layout: layout, structure: structure(config, layout)}, nil
 }
 
 func (s *adapterSet) add(name string, na *namedAdapter) error {
@@ -312,5 +315,26 @@ func (pm *PeftModel) Hook(arguments []*graph.Node) site.Hook {
 	return b
 }
 
-// Structure implements [site.View].
-func (pm *PeftModel) Structure() string { return strings.Join(pm.active, "\x00") }
+// Structure implements [site.View]. It follows from the configurations and layouts
+// of the active adapters, not from their names: adapters of one kind share programs.
+func (pm *PeftModel) Structure() string {
+	var all []string
+	for _, name := range pm.active {
+		if na, err := pm.set.get(name); err == nil { // a view's adapters stay
+			all = append(all, na.structure)
+		}
+	}
+	return strings.Join(all, "\x00")
+}
+
+// structure is all that a program with the adapter depends on: whatever its
+// configuration holds but for what is common to all methods, which names bases and
+// versions, and the tensors.
+func structure(config Config, layout *Layout) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%#v", config.WithCommon(PeftConfig{}))
+	for _, p := range layout.Params() {
+		fmt.Fprintf(h, "\x00%s%v", p.Name, p.Shape)
+	}
+	return string(h.Sum(nil))
+}

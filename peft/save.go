@@ -148,13 +148,10 @@ func (s *adapterSet) snapshot(name string) (namedAdapter, error) {
 	return *na, nil
 }
 
-// unsaveable is a configuration whose adapters have no file format.
-type unsaveable interface{ unsaveable() error }
-
 // write writes the adapter's files into a folder and reads them back.
 func (na namedAdapter) write(dir string) error {
-	if u, ok := na.config.(unsaveable); ok {
-		return u.unsaveable()
+	if err := Saveable(na.config); err != nil {
+		return err
 	}
 	values, err := na.layout.Host(na.arguments)
 	if err != nil {

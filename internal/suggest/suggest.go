@@ -11,7 +11,8 @@ const maxNames = 3
 
 // Nearest returns the known names that are closest to name, at most three, without
 // repetition: at most one edit for every three letters away, an edit being an
-// insertion, a deletion, a substitution or an exchange of two neighbours.
+// insertion, a deletion, a substitution or an exchange of two neighbours, and case
+// being no difference.
 func Nearest(name string, known []string) []string {
 	limit := max(1, len([]rune(name))/3)
 	var near []string
@@ -21,7 +22,7 @@ func Nearest(name string, known []string) []string {
 			continue
 		}
 		seen[k] = true
-		d := Distance(name, k)
+		d := Distance(strings.ToLower(name), strings.ToLower(k))
 		if d > limit {
 			continue
 		}

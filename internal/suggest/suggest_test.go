@@ -24,6 +24,7 @@ func TestNearest(t *testing.T) {
 	require.Equal(t, []string{"q_proj"}, Nearest("q_porj", known))
 	require.Equal(t, []string{"q_proj", "k_proj", "v_proj"}, Nearest("x_proj", known))
 	require.Empty(t, Nearest("query", known))
+	require.Equal(t, []string{"v_proj"}, Nearest("V_Proj", known))
 	require.Equal(t, `; did you mean "down_proj"?`, DidYouMean("downproj", known))
 	require.Equal(t, `; did you mean "q_proj", "k_proj" or "v_proj"?`, DidYouMean("x_proj", known))
 	require.Empty(t, DidYouMean("c_attn", known))
