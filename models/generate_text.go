@@ -63,9 +63,14 @@ func (r *rowText) add(id int32) {
 // string: a newline may be a byte token, which waits for the bytes after it.
 func (r *rowText) lookAhead() {
 	all := r.tok.Decode(r.ids, r.options)
-	if r.held == "" && len(all) > r.settled {
-		r.findStop(all[r.settled:])
+	if len(all) < r.settled {
+		return
 	}
+	rest := r.waiting + all[r.settled:]
+	if r.held != "" {
+		rest = strings.TrimPrefix(rest, r.held)
+	}
+	r.findStop(rest)
 }
 
 // finish takes what the stream has held back to the end.
@@ -98,6 +103,9 @@ func (r *rowText) append(piece string) {
 
 // findStop looks for a stop string that piece completes, and ends the text before it.
 func (r *rowText) findStop(piece string) bool {
+	if len(r.stops) == 0 {
+		return false
+	}
 	all := r.text.String() + piece
 	start := r.stops.find(all, r.text.Len())
 	if start < 0 {
@@ -109,12 +117,12 @@ func (r *rowText) findStop(piece string) bool {
 	return true
 }
 
-// take returns the text that the user has not got yet, all of it at the end, else
-// without what may become a stop string.
+// take returns the text that the user has not got yet, all of it when the row is
+// done, else without what may become a stop string.
 func (r *rowText) take(done bool) string {
 	text := r.text.String()
 	end := len(text)
-	if !done {
+	if !done && !r.stopped {
 		end -= r.stops.begun(text)
 	}
 	piece := text[r.sent:end]
