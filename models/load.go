@@ -35,6 +35,13 @@ type Options struct {
 	Hub hub.Options
 }
 
+func first(options []Options) Options {
+	if len(options) == 0 {
+		return Options{}
+	}
+	return options[0]
+}
+
 // source is a checkpoint's tensors, read lazily.
 type source interface {
 	Names() []string
@@ -51,9 +58,10 @@ type source interface {
 //
 // Tensors go from the mapped file to the device one by one. A checkpoint that
 // does not fit its config.json is a [*LoadError]; an unsupported model_type, or
-// an option that changes the mathematics, is an error that names it.
-func Load(ctx context.Context, nameOrPath string, options Options) (*Model, error) {
-	m, err := load(ctx, nameOrPath, options)
+// an option that changes the mathematics, is an error that names it. At most one
+// Options is used.
+func Load(ctx context.Context, nameOrPath string, options ...Options) (*Model, error) {
+	m, err := load(ctx, nameOrPath, first(options))
 	if err != nil {
 		return nil, fmt.Errorf("models: load %q: %w", nameOrPath, err)
 	}
@@ -70,12 +78,12 @@ func load(ctx context.Context, nameOrPath string, options Options) (*Model, erro
 
 // FromFS is [Load] from the folder dir of fsys, an embed.FS for example, whose
 // weights are in one file.
-func FromFS(ctx context.Context, fsys fs.FS, dir string, options Options) (*Model, error) {
+func FromFS(ctx context.Context, fsys fs.FS, dir string, options ...Options) (*Model, error) {
 	f, err := memoryFolder(fsys, dir)
 	if err != nil {
 		return nil, fmt.Errorf("models: load %q: %w", dir, err)
 	}
-	m, err := f.load(ctx, dir, options)
+	m, err := f.load(ctx, dir, first(options))
 	if err != nil {
 		return nil, fmt.Errorf("models: load %q: %w", dir, err)
 	}

@@ -26,12 +26,12 @@ import (
 // A parameter's values depend on the seed and its name alone. They are made on the
 // host, except that a device with memory of its own makes its large matrices
 // itself, by another generator.
-func New(ctx context.Context, configJSON []byte, seed uint64, options Options) (*Model, error) {
+func New(ctx context.Context, configJSON []byte, seed uint64, options ...Options) (*Model, error) {
 	arch, err := NewArchitecture(configJSON)
 	if err != nil {
 		return nil, err
 	}
-	m, err := newModel(arch, "", options)
+	m, err := newModel(arch, "", first(options))
 	if err != nil {
 		return nil, fmt.Errorf("models: new %s: %w", arch.Config().ModelType, err)
 	}
