@@ -96,9 +96,11 @@ func TestDropoutOfSplitBatches(t *testing.T) {
 func TestDropoutSeedAndStep(t *testing.T) {
 	pm := newToyPeft(t, false, toyConfig{Targets: mixTargets, Dropout: 0.4})
 	b := toyBatch(6, 9, 1)
+	s, _ := newTestStepper(t, pm, stepConfig{})
 	loss := func(seed uint64, step int) float64 {
-		s, st := newTestStepper(t, pm, stepConfig{seed: seed})
-		st.step = step
+		st, err := newState(pm)
+		require.NoError(t, err)
+		s.config.seed, st.step = seed, step // neither is compiled in
 		result, err := s.step(t.Context(), st, []Batch{b}, 0)
 		require.NoError(t, err)
 		return result.loss

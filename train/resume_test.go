@@ -56,7 +56,16 @@ func resumeArguments(t testing.TB) Arguments {
 // A training interrupted at any point and resumed ends with the same bytes.
 func TestResumeIsBitEqual(t *testing.T) {
 	args := resumeArguments(t)
-	whole, err := newToyTrainer(t, toyModel(t), args).Train(t.Context())
+	trainer := newToyTrainer(t, toyModel(t), args)
+	initial := valuesOf(t, trainer.pm)
+	// One trainer for all, so that its programs are compiled once; nothing else of a
+	// training may be left for the next.
+	train := func(ctx context.Context, args Arguments) (*Result, error) {
+		setValues(t, trainer.pm, initial)
+		trainer.args = args.withDefaults()
+		return trainer.Train(ctx)
+	}
+	whole, err := train(t.Context(), args)
 	require.NoError(t, err)
 	want := contents(t, whole.Checkpoint)
 	require.Contains(t, want[stateFile], `"eval_loss"`)
@@ -65,7 +74,7 @@ func TestResumeIsBitEqual(t *testing.T) {
 	for n := 0; ; n++ {
 		require.Less(t, n, 200)
 		args := resumeArguments(t)
-		result, err := newToyTrainer(t, toyModel(t), args).Train(&expiring{t.Context(), n})
+		result, err := train(&expiring{t.Context(), n}, args)
 		if err == nil {
 			break
 		}
@@ -79,13 +88,22 @@ func TestResumeIsBitEqual(t *testing.T) {
 		require.Equal(t, filepath.Join(args.OutputDir, checkpointName(result.GlobalStep)), result.Checkpoint)
 
 		args.ResumeFromCheckpoint = ResumeLast
-		resumed, err := newToyTrainer(t, toyModel(t), args).Train(t.Context())
+		resumed, err := train(t.Context(), args)
 		require.NoError(t, err, "interrupted at look %d, step %d", n, result.GlobalStep)
 		require.Equal(t, whole.Evaluations, resumed.Evaluations)
 		require.Equal(t, want, contents(t, resumed.Checkpoint), "interrupted at look %d, step %d", n, result.GlobalStep)
 		requireSameLog(t, filepath.Dir(whole.Checkpoint), args.OutputDir)
 	}
 	require.Len(t, steps, 11, "every step from 0 to 10")
+}
+
+func setValues(t testing.TB, pm *peft.PeftModel, values map[string][]float32) {
+	t.Helper()
+	layout, err := pm.Layout(pm.Active()[0])
+	require.NoError(t, err)
+	list, err := layout.FromHost(values)
+	require.NoError(t, err)
+	require.NoError(t, pm.SetValues(pm.Active()[0], list))
 }
 
 func requireSameLog(t *testing.T, dirs ...string) {
@@ -112,8 +130,9 @@ func TestResumeFullFineTuning(t *testing.T) {
 	require.Equal(t, []string{optimizerFile, stateFile}, namesIn(t, whole.Checkpoint))
 
 	args = resumeArguments(t)
-	_, err = train(args, &expiring{t.Context(), 20})
+	stopped, err := train(args, &expiring{t.Context(), 20})
 	require.ErrorIs(t, err, context.Canceled)
+	require.Positive(t, stopped.GlobalStep)
 	args.ResumeFromCheckpoint = ResumeLast
 	resumed, err := train(args, t.Context())
 	require.NoError(t, err)
