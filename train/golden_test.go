@@ -10,6 +10,7 @@ import (
 	"github.com/gomlx/compute/dtypes"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	_ "github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
@@ -99,12 +100,16 @@ func (c curve) stepConfig() stepConfig {
 
 // Twenty steps give the losses, gradient norms and tensors that Python's peft gets.
 func TestCurvesOfPeft(t *testing.T) {
+	variants := []struct {
+		parts      int
+		checkpoint bool
+	}{{1, false}, {1, true}, {4, false}}
 	for _, name := range []string{"llama", "llama_accum", "qwen3"} {
 		c := readCurve(t, name)
-		for _, v := range []struct {
-			parts      int
-			checkpoint bool
-		}{{1, false}, {1, true}, {4, false}} {
+		for _, v := range variants {
+			if v != variants[0] && !backend.IsGo(testBackend(t)) && name != "llama" {
+				continue // compiling takes XLA seconds
+			}
 			t.Run(fmt.Sprintf("%s/parts=%d,checkpoint=%v", name, v.parts, v.checkpoint), func(t *testing.T) {
 				pm := c.load(t)
 				config := c.stepConfig()
@@ -131,6 +136,22 @@ func TestCurvesOfPeft(t *testing.T) {
 				}
 				t.Logf("largest difference of a value: %.2g", worst)
 			})
+		}
+	}
+}
+
+// BenchmarkStep times a step of a model so small that little but the host's part is left.
+func BenchmarkStep(b *testing.B) {
+	c := readCurve(b, "llama")
+	pm := c.load(b)
+	s, st := newTestStepper(b, pm, c.stepConfig())
+	micro := c.steps[0]
+	_, err := s.step(b.Context(), st, micro, 1e-3)
+	require.NoError(b, err)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := s.step(b.Context(), st, micro, 1e-3); err != nil {
+			b.Fatal(err)
 		}
 	}
 }
