@@ -12,6 +12,9 @@ import (
 	"github.com/gopeft/gopeft/site"
 )
 
+// maxRank keeps the size of a tensor within an int.
+const maxRank = 1<<31 - 1
+
 // PeftType is the method's name in adapter_config.json.
 const PeftType = "LORA"
 
@@ -129,7 +132,7 @@ func (c LoraConfig) Validate() error {
 
 func (c LoraConfig) validate() error {
 	switch {
-	case c.R <= 0:
+	case c.R <= 0 || c.R > maxRank:
 		return fmt.Errorf("r is %d, want a rank of at least 1 (peft's default is 8)", c.R)
 	case math.IsNaN(c.LoraAlpha) || math.IsInf(c.LoraAlpha, 0):
 		return fmt.Errorf("lora_alpha is %v, want a finite number", c.LoraAlpha)
@@ -141,7 +144,7 @@ func (c LoraConfig) validate() error {
 	}
 	return errors.Join(
 		c.selection().Validate(),
-		c.RankPattern.Check("rank_pattern", func(v float64) bool { return v >= 1 && v == math.Trunc(v) && v < 1<<31 }, "a rank of at least 1"),
+		c.RankPattern.Check("rank_pattern", func(v float64) bool { return v >= 1 && v <= maxRank && v == math.Trunc(v) }, "a rank of at least 1"),
 		c.AlphaPattern.Check("alpha_pattern", func(v float64) bool { return v != 0 }, "a finite number other than 0"),
 		c.checkOther(),
 	)

@@ -205,6 +205,9 @@ func TestConfigFile(t *testing.T) {
 	for _, bad := range []float64{math.NaN(), math.Inf(1), 1, -0.1} {
 		require.ErrorContains(t, LoraConfig{R: 1, LoraDropout: bad}.Validate(), "lora_dropout is")
 	}
+	require.ErrorContains(t, LoraConfig{R: 1 << 40}.Validate(), "r is 1099511627776")
+	_, err = peft.GetPeftModel(basetest.Llama(512, 1, 1, 1, 512, 8, 8), LoraConfig{R: math.MaxInt32})
+	require.ErrorContains(t, err, "has shape [2147483647 512]")
 	require.ErrorContains(t, LoraConfig{R: 1, LoraAlpha: math.NaN()}.Validate(), "lora_alpha is NaN")
 	require.ErrorContains(t, LoraConfig{R: 1, AlphaPattern: peft.Patterns{{Pattern: "a"}}}.Validate(), `alpha_pattern: "a" is 0`)
 }

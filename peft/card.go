@@ -40,7 +40,7 @@ func modelCard(c Config) string {
 
 In Go, with github.com/gopeft/gopeft:
 
-    base, err := models.Load(ctx, %[1]s, models.Options{})
+    base, err := models.Load(ctx, %[1]s)
     model, err := peft.LoadAdapter(base, "this folder")
 `, quoteYAML(name))
 	return b.String()

@@ -3,9 +3,11 @@ package peft
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 
+	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/graph"
@@ -15,6 +17,10 @@ import (
 // largeTensor is the size from which a tensor is an argument of its own instead of
 // a part of the flat vector: joining large gradients would cost a second copy.
 const largeTensor = 4 << 20
+
+// maxTensor is beyond any real tensor: a rank of a billion is a mistake, to be
+// reported before memory runs out.
+const maxTensor = 1 << 36
 
 // Layout says where an adapter's tensors lie in a program's arguments: one flat
 // float32 vector for all but the large ones, then one argument for each large one.
@@ -36,7 +42,7 @@ func NewLayout(params []Param) (*Layout, error) {
 			return nil, fmt.Errorf("peft: two trainable tensors have the name %q", p.Name)
 		}
 		l.index[p.Name] = i
-		if size := p.Size(); size <= 0 {
+		if size := p.Size(); size <= 0 || size > maxTensor {
 			return nil, fmt.Errorf("peft: trainable tensor %q has shape %v", p.Name, p.Shape)
 		} else if size > largeTensor {
 			l.offset[i] = -1 - len(l.large)
@@ -70,8 +76,10 @@ func (l *Layout) NumValues() int {
 
 // Init returns the initial values: each tensor from a generator seeded by (seed,
 // name), so that neither order nor other adapters change it.
-func (l *Layout) Init(seed uint64) ([]*tensors.Tensor, error) {
-	return l.build(func(p Param, values []float32) error {
+func (l *Layout) Init(seed uint64) ([]*tensors.Tensor, error) { return l.initOn(nil, seed) }
+
+func (l *Layout) initOn(on compute.Backend, seed uint64) ([]*tensors.Tensor, error) {
+	return l.build(on, func(p Param, values []float32) error {
 		if p.Init == nil {
 			return nil
 		}
@@ -84,24 +92,36 @@ func (l *Layout) Init(seed uint64) ([]*tensors.Tensor, error) {
 	})
 }
 
-// build makes argument tensors on the host, each parameter's values set by fill.
-func (l *Layout) build(fill func(p Param, values []float32) error) ([]*tensors.Tensor, error) {
-	flat := make([]float32, l.FlatSize())
+// build makes argument tensors, each parameter's values set by fill. Large tensors
+// are moved to the backend one by one, so that the host holds one at a time; with
+// no backend all stay on the host.
+func (l *Layout) build(on compute.Backend, fill func(p Param, values []float32) error) ([]*tensors.Tensor, error) {
 	out := make([]*tensors.Tensor, 1, l.NumArguments())
-	for i, p := range l.params {
-		if o := l.offset[i]; o >= 0 {
-			if err := fill(p, flat[o:o+p.Size()]); err != nil {
-				return nil, err
+	out[0] = tensors.FromShape(shapes.Make(dtypes.Float32, l.FlatSize()))
+	var err error
+	access := tensors.MutableFlatData(out[0], func(flat []float32) {
+		for i, p := range l.params {
+			if o := l.offset[i]; o >= 0 && err == nil {
+				err = fill(p, flat[o:o+p.Size()])
 			}
-			continue
 		}
-		values := make([]float32, p.Size())
-		if err := fill(p, values); err != nil {
+	})
+	if err = errors.Join(access, err); err != nil {
+		return nil, err
+	}
+	for _, i := range l.large {
+		t := tensors.FromShape(shapes.Make(dtypes.Float32, l.params[i].Shape...))
+		access := tensors.MutableFlatData(t, func(values []float32) { err = fill(l.params[i], values) })
+		if err = errors.Join(access, err); err != nil {
 			return nil, err
 		}
-		out = append(out, tensors.FromFlatDataAndDimensions(values, p.Shape...))
+		if on != nil {
+			if err := t.ToDevice(on, 0); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, t)
 	}
-	out[0] = tensors.FromFlatDataAndDimensions(flat, len(flat))
 	return out, nil
 }
 
@@ -136,7 +156,7 @@ func (l *Layout) FromHost(byName map[string][]float32) ([]*tensors.Tensor, error
 			return nil, fmt.Errorf("peft: tensor %q: want %d values, got %d", p.Name, p.Size(), got)
 		}
 	}
-	return l.build(func(p Param, values []float32) error {
+	return l.build(nil, func(p Param, values []float32) error {
 		copy(values, byName[p.Name])
 		return nil
 	})

@@ -84,7 +84,7 @@ func readAdapter(base site.Base, dir string) (*namedAdapter, error) {
 	if !report.ok() {
 		return nil, &LoadError{Dir: dir, Report: report}
 	}
-	na.arguments, err = readValues(na.layout, file, names)
+	na.arguments, err = readValues(base, na.layout, file, names)
 	return na, err
 }
 
@@ -202,9 +202,9 @@ func copyOfBase(base site.Base, short string, file *safetensors.File, name strin
 	return false
 }
 
-// readValues reads the file's tensors as argument tensors.
-func readValues(l *Layout, file *safetensors.File, names map[string]string) ([]*tensors.Tensor, error) {
-	return l.build(func(p Param, values []float32) error {
+// readValues reads the file's tensors as argument tensors for the base's backend.
+func readValues(base site.Base, l *Layout, file *safetensors.File, names map[string]string) ([]*tensors.Tensor, error) {
+	return l.build(base.Backend(), func(p Param, values []float32) error {
 		if err := file.Float32s(names[p.Name], values); err != nil {
 			return err
 		}

@@ -91,7 +91,7 @@ func (pm *PeftModel) AddAdapter(config Config, options ...Options) error {
 	if err != nil {
 		return err
 	}
-	if na.arguments, err = na.layout.Init(o.Seed); err != nil {
+	if na.arguments, err = na.layout.initOn(pm.set.base.Backend(), o.Seed); err != nil {
 		return err
 	}
 	return pm.set.add(o.name(), na)
