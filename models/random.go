@@ -127,7 +127,7 @@ func (d *deviceNormal) make(p site.Parameter, seed uint64, std float64) (*tensor
 		d.programs[shape.String()] = e
 	}
 	key := parameterSeed(seed, p.Name)
-	out, err := e.Exec([]uint32{uint32(key), uint32(key >> 32)}, float32(std))
+	out, err := e.Call([]uint32{uint32(key), uint32(key >> 32)}, float32(std))
 	if err != nil {
 		return nil, err
 	}

@@ -43,9 +43,6 @@ func (a AdamW) Validate() error {
 	return nil
 }
 
-// numScalars is the length of the vector that [AdamW.scalars] returns.
-const numScalars = 3
-
 // scalars are the numbers of a step that change from step to step, computed in
 // float64: step size lr/(1-beta1^t), 1/sqrt(1-beta2^t), and the factor 1-lr·decay.
 // step counts from 1.
