@@ -132,7 +132,7 @@ func (g *Generator) generate(ctx context.Context, prompts [][]int32, s *settings
 	}
 	r := &run{
 		programs: g.programs, view: g.view, structure: g.view.Structure(), settings: s,
-		sampler: s.sampler(), batch: g.batch(len(prompts)),
+		batch: g.batch(len(prompts)),
 	}
 	for i, prompt := range prompts {
 		if len(prompt) == 0 && s.bos >= 0 {

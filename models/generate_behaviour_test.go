@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -283,5 +284,20 @@ func TestBuckets(t *testing.T) {
 	}
 	for n, want := range map[int]int{1: 64, 64: 64, 65: 128, 1024: 1024, 1025: 2048} {
 		require.Equal(t, want, slotBucket(n), n)
+	}
+}
+
+// TestGenerateHalf: in half precision, cache included, the probabilities are those
+// of a pass without cache, up to its 8 bits.
+func TestGenerateHalf(t *testing.T) {
+	m, err := Load(context.Background(), filepath.Join(fixtures, "smollm2"), Options{On: backendtest.Open(t), DType: dtypes.BFloat16})
+	require.NoError(t, err)
+	defer m.Close()
+	prompts := [][]int32{{5, 9, 33, 7, 12}, {41, 8}}
+	out, err := newGenerator(t, m).Generate(context.Background(), prompts, GenerateOptions{MaxNewTokens: 10, LogProbs: true, StopTokens: []int32{}})
+	require.NoError(t, err)
+	for i, prompt := range prompts {
+		want := logProbsOf(t, m, m, nil, append(append([]int32{}, prompt...), out[i].IDs...))[len(prompt)-1:]
+		require.InDeltaSlice(t, want, out[i].LogProbs, 0.1)
 	}
 }

@@ -74,14 +74,6 @@ func (r *row) accept(s *settings, id int32) error {
 	return nil
 }
 
-// last is the row's newest id.
-func (r *row) last() int32 {
-	if n := len(r.out.IDs); n > 0 {
-		return r.out.IDs[n-1]
-	}
-	return r.prompt[len(r.prompt)-1]
-}
-
 func allDone(rows []*row) bool {
 	return !slices.ContainsFunc(rows, func(r *row) bool { return !r.done() })
 }

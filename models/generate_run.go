@@ -3,6 +3,8 @@ package models
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"sync"
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
@@ -22,7 +24,7 @@ type run struct {
 	settings  *settings
 	rows      []*row
 	batch     int // rows of the programs, some of which may be idle
-	sampler   *sampler
+	samplers  []*sampler
 
 	arguments []*tensors.Tensor // the view's, as they were at the start; not ours to free
 	starts    *tensors.Tensor
@@ -59,14 +61,44 @@ func (r *run) all(ctx context.Context) error {
 	}
 }
 
-// readPrompts runs the prompts, padded on the left to equal lengths.
+// readPrompts runs the prompts, in chunks if they are long, and makes room in the
+// cache for what follows.
 func (r *run) readPrompts(ctx context.Context) error {
 	longest, ahead := 0, 0
 	for _, row := range r.rows {
 		longest, ahead = max(longest, len(row.prompt)), max(ahead, row.room)
 	}
 	length := promptBucket(longest)
-	ids, starts := make([]int32, r.batch*length), make([]int32, r.batch)
+	slots := slotBucket(length + min(ahead, slotsAhead))
+	ids, starts := r.padded(length)
+	r.starts = tensors.FromFlatDataAndDimensions(starts, r.batch)
+	chunk := min(length, chunkLength)
+	for from := 0; from < length; from += chunk {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if from == chunk {
+			if err := r.grow(slots); err != nil {
+				return err
+			}
+		}
+		part := make([]int32, 0, r.batch*chunk)
+		for i := range r.batch {
+			part = append(part, ids[i*length+from:][:chunk]...)
+		}
+		if err := r.pass(tensors.FromFlatDataAndDimensions(part, r.batch, chunk), chunk); err != nil {
+			return fmt.Errorf("prompt: %w", err)
+		}
+	}
+	if ahead > 1 && r.slots < slots { // the only token that is wanted is not written
+		return r.grow(slots)
+	}
+	return nil
+}
+
+// padded returns the prompts padded on the left, [batch, length], and where they start.
+func (r *run) padded(length int) (ids, starts []int32) {
+	ids, starts = make([]int32, r.batch*length), make([]int32, r.batch)
 	for i := range r.batch {
 		prompt := r.rows[0].prompt // idle rows do what the first does
 		if i < len(r.rows) {
@@ -75,32 +107,7 @@ func (r *run) readPrompts(ctx context.Context) error {
 		starts[i] = int32(length - len(prompt))
 		copy(ids[(i+1)*length-len(prompt):], prompt)
 	}
-	r.starts = tensors.FromFlatDataAndDimensions(starts, r.batch)
-	chunk := min(length, chunkLength)
-	for from := 0; from < length; from += chunk {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if from > 0 && r.slots < length {
-			if err := r.grow(slotBucket(length + min(ahead, slotsAhead))); err != nil {
-				return err
-			}
-		}
-		part := make([]int32, 0, r.batch*chunk)
-		for i := range r.batch {
-			part = append(part, ids[i*length+from:i*length+from+chunk]...)
-		}
-		if err := r.pass(tensors.FromFlatDataAndDimensions(part, r.batch, chunk), chunk); err != nil {
-			return fmt.Errorf("prompt: %w", err)
-		}
-	}
-	if ahead == 1 {
-		return nil // one token is all that is wanted: nothing will be written
-	}
-	if want := slotBucket(length + min(ahead, slotsAhead)); want > r.slots {
-		return r.grow(want)
-	}
-	return nil
+	return ids, starts
 }
 
 // accept reads or draws the next token of each row.
@@ -114,48 +121,53 @@ func (r *run) accept() error {
 			return fmt.Errorf("row %d, token %d: the model's logits are not finite", row.number, r.step+1)
 		}
 	}
-	if r.settings.greedy() {
-		for i, row := range r.rows {
-			if err := r.take(row, next[i]); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	err = tensors.ConstFlatData(r.logits, func(logits []float32) {
-		for i, row := range r.rows {
-			if row.done() {
-				continue
-			}
-			s, of := r.settings, logits[i*r.settings.vocab:(i+1)*r.settings.vocab]
-			u := uniform(s.Seed, uint64(row.number+s.RowOffset), uint64(r.step))
-			next[i] = r.sampler.pick(of, row.seen, u)
-			if s.LogProbs {
-				row.out.LogProbs = append(row.out.LogProbs, logProb(of, next[i]))
-			}
-		}
-	})
-	if err != nil {
-		return err
-	}
-	for i, row := range r.rows {
-		if err := r.take(row, next[i]); err != nil {
+	if !r.settings.greedy() {
+		if err := r.sample(next); err != nil {
 			return err
 		}
+		free(r.next)
+		r.next = tensors.FromFlatDataAndDimensions(next, r.batch)
 	}
-	free(r.next)
-	r.next = tensors.FromFlatDataAndDimensions(next, r.batch)
+	for i, row := range r.rows {
+		if row.done() {
+			continue
+		}
+		if err := row.accept(r.settings, next[i]); err != nil {
+			return fmt.Errorf("row %d: %w", row.number, err)
+		}
+	}
 	return nil
 }
 
-func (r *run) take(row *row, id int32) error {
-	if row.done() {
-		return nil
+// sample picks the next id of each row that is not done, side by side: with a large
+// vocabulary it takes milliseconds a row.
+func (r *run) sample(next []int32) error {
+	return tensors.ConstFlatData(r.logits, func(logits []float32) {
+		workers := min(runtime.GOMAXPROCS(0), len(r.rows))
+		for len(r.samplers) < workers {
+			r.samplers = append(r.samplers, r.settings.sampler())
+		}
+		var wait sync.WaitGroup
+		for w := range workers {
+			wait.Go(func() {
+				for i := w; i < len(r.rows); i += workers {
+					if row := r.rows[i]; !row.done() {
+						next[i] = r.pick(r.samplers[w], row, logits[i*r.settings.vocab:(i+1)*r.settings.vocab])
+					}
+				}
+			})
+		}
+		wait.Wait()
+	})
+}
+
+func (r *run) pick(sampler *sampler, row *row, logits []float32) int32 {
+	s := r.settings
+	id := sampler.pick(logits, row.seen, uniform(s.Seed, uint64(row.number+s.RowOffset), uint64(r.step)))
+	if s.LogProbs {
+		row.out.LogProbs = append(row.out.LogProbs, logProb(logits, id))
 	}
-	if err := row.accept(r.settings, id); err != nil {
-		return fmt.Errorf("row %d: %w", row.number, err)
-	}
-	return nil
+	return id
 }
 
 // decode feeds the newest tokens, which are on the device already when greedy.

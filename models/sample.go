@@ -110,7 +110,9 @@ func nucleus(candidates []candidate, sum, topP float64) []candidate {
 		}
 		from = middle + 1
 	}
-	slices.SortFunc(candidates[from:to], candidate.compare)
+	slices.SortFunc(candidates[from:to], func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(b.p, a.p), cmp.Compare(a.id, b.id))
+	})
 	for i, c := range candidates[from:to] {
 		if reached += c.p; reached >= target {
 			return candidates[:from+i+1]
@@ -119,9 +121,9 @@ func nucleus(candidates []candidate, sum, topP float64) []candidate {
 	return candidates[:to]
 }
 
-// compare puts the more probable first.
-func (c candidate) compare(other candidate) int {
-	return cmp.Or(cmp.Compare(other.p, c.p), cmp.Compare(c.id, other.id))
+// before orders candidates, the more probable first.
+func (c candidate) before(other candidate) bool {
+	return c.p > other.p || c.p == other.p && c.id < other.id
 }
 
 // partition picks one of at least three candidates, moves those that come before
@@ -130,13 +132,13 @@ func partition(c []candidate) int {
 	last := len(c) - 1
 	// The median of three goes to the end.
 	for _, pair := range [][2]int{{0, last / 2}, {0, last}, {last, last / 2}} {
-		if c[pair[1]].compare(c[pair[0]]) < 0 {
+		if c[pair[1]].before(c[pair[0]]) {
 			c[pair[0]], c[pair[1]] = c[pair[1]], c[pair[0]]
 		}
 	}
 	left := 0
 	for i := range last {
-		if c[i].compare(c[last]) < 0 {
+		if c[i].before(c[last]) {
 			c[i], c[left] = c[left], c[i]
 			left++
 		}
