@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -188,9 +189,11 @@ func (s *state) kinds() []stateKind {
 	return []stateKind{{kindValue, &s.values}, {kindFirst, &s.m}, {kindSecond, &s.v}}
 }
 
-// tensors lists the state by tensor names.
+// tensors lists the state by tensor names. The values are fetched when they are
+// written, one kind of one adapter at a time.
 func (s *state) tensors(pm *peft.PeftModel) ([]safetensors.Tensor, error) {
 	var out []safetensors.Tensor
+	var fetched hostTensors
 	for _, kind := range s.kinds() {
 		rest := *kind.list
 		for _, adapter := range pm.Active() {
@@ -199,21 +202,51 @@ func (s *state) tensors(pm *peft.PeftModel) ([]safetensors.Tensor, error) {
 				return nil, err
 			}
 			n := layout.NumArguments()
-			values, err := layout.Host(rest[:n])
-			if err != nil {
-				return nil, err
-			}
+			from := source{layout, rest[:n:n]}
 			rest = rest[n:]
 			for _, p := range layout.Params() {
-				data := make([]byte, 4*p.Size())
-				if err := safetensors.EncodeFloat32s(data, values[p.Name], safetensors.F32); err != nil {
-					return nil, err
-				}
-				out = append(out, safetensors.Tensor{Name: tensorKey(adapter, kind.name, p.Name), DType: safetensors.F32, Shape: p.Shape, Bytes: data})
+				out = append(out, safetensors.Tensor{
+					Name: tensorKey(adapter, kind.name, p.Name), DType: safetensors.F32, Shape: p.Shape,
+					Data: func(w io.Writer) error { return fetched.write(w, &from, p.Name) },
+				})
 			}
 		}
 	}
 	return out, nil
+}
+
+// source is one kind of tensors of one adapter.
+type source struct {
+	layout    *peft.Layout
+	arguments []*tensors.Tensor
+}
+
+// hostTensors holds the tensors of one source on the host.
+type hostTensors struct {
+	of     *source
+	values map[string][]float32
+}
+
+func (h *hostTensors) write(w io.Writer, from *source, name string) (err error) {
+	if h.of != from {
+		h.values = nil
+		if h.values, err = from.layout.Host(from.arguments); err != nil {
+			return err
+		}
+		h.of = from
+	}
+	values := h.values[name]
+	buffer := make([]byte, 4*min(len(values), 1<<16))
+	for chunk := range slices.Chunk(values, max(1, len(buffer)/4)) {
+		part := buffer[:4*len(chunk)]
+		if err := safetensors.EncodeFloat32s(part, chunk, safetensors.F32); err != nil {
+			return err
+		}
+		if _, err := w.Write(part); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // rotate deletes the checkpoints of an earlier training and the oldest beyond the limit.

@@ -43,8 +43,8 @@ func newState(pm *peft.PeftModel) (*state, error) {
 		s.m = append(s.m, tensors.FromShape(t.Shape()))
 		s.v = append(s.v, tensors.FromShape(t.Shape()))
 	}
-	if err := toDevice(pm.Base().Backend(), slices.Concat(s.m, s.v)); err != nil {
-		return nil, fmt.Errorf("train: optimizer moments: %w", err)
+	if err := toDevice(pm.Base().Backend(), s.arguments()); err != nil {
+		return nil, fmt.Errorf("train: values and moments: %w", err)
 	}
 	return s, nil
 }
@@ -92,6 +92,8 @@ func free(ts []*tensors.Tensor) {
 }
 
 // toDevice moves tensors made on the host to the backend and drops the host copy.
+// Programs that run side by side must not be given a tensor for the first time:
+// GoMLX moves it to the device while another looks at it (a data race).
 func toDevice(b compute.Backend, ts []*tensors.Tensor) error {
 	for _, t := range ts {
 		if t.IsOnAnyDevice() {

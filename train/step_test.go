@@ -360,9 +360,11 @@ func TestPanicsBecomeErrors(t *testing.T) {
 // The result depends on the number of parts and on nothing of the machine.
 func TestPartsIgnoreCores(t *testing.T) {
 	pm := newToyPeft(t, false, toyConfig{Targets: mixTargets, Dropout: 0.2})
+	s, _ := newTestStepper(t, pm, stepConfig{maxGradNorm: 1, parts: defaultParts})
 	train := func(cores int) [][]float32 {
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cores))
-		s, st := newTestStepper(t, pm, stepConfig{maxGradNorm: 1, parts: defaultParts})
+		st, err := newState(pm)
+		require.NoError(t, err)
 		for i := range 4 {
 			b := toyBatch(7, 9, uint64(i))
 			_, err := s.step(t.Context(), st, []Batch{b, b}, 1e-2)

@@ -126,8 +126,11 @@ func (t *Trainer) Evaluate(ctx context.Context, data *Dataset) (float64, error) 
 		return 0, fmt.Errorf("train: evaluation: %w", err)
 	}
 	values, err := t.pm.Arguments()
+	if err == nil {
+		err = toDevice(t.pm.Base().Backend(), values)
+	}
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("train: evaluation: %w", err)
 	}
 	sampler := NewSampler(data, SamplerOptions{BatchSize: t.args.PerDeviceEvalBatchSize})
 	var sum float64

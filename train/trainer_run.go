@@ -63,7 +63,9 @@ type tally struct {
 // When ctx is cancelled, the step in flight ends or is given up, a checkpoint is
 // written whatever the strategy, and the error wraps ctx's and names the checkpoint.
 // A loss or gradient that is not finite is an error that wraps [ErrNotFinite]; the
-// step that met it changed nothing, and no checkpoint is written after it.
+// step that met it changed nothing, and no checkpoint is written after it. The
+// result is that of the steps made, with an error too; it is nil only if the
+// training did not begin.
 func (t *Trainer) Train(ctx context.Context) (*Result, error) {
 	r, err := t.start()
 	if err != nil {
