@@ -37,6 +37,15 @@ func (s *state) spendText(n int) {
 	s.spend(1 + n/16)
 }
 
+// spendOn counts reading a value: a step, and more for a long text.
+func (s *state) spendOn(v any) {
+	n := 1
+	if t, ok := v.(string); ok {
+		n += len(t) / 64
+	}
+	s.spend(n)
+}
+
 // enter bounds the depth; the caller defers what it returns.
 func (s *state) enter() func() {
 	s.spend(1)
@@ -239,6 +248,7 @@ func (s *state) item(v, key any) any {
 	case undefined:
 		fail("template: %s is undefined, so it has no element %s", x.what, shortText(key))
 	case *Dict:
+		s.spendOn(key)
 		if value, ok := x.get(key); ok {
 			return value
 		}

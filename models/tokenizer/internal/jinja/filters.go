@@ -47,7 +47,7 @@ func init() {
 }
 
 func (s *state) applyFilter(x *filter, v any, f *frame) any {
-	s.spend(1)
+	s.spendOn(v)
 	return filters[x.name](s, v, s.args(x.name, x.args, f))
 }
 
@@ -63,11 +63,11 @@ func escape(s *state, v any, a *args) any {
 	return markup(t)
 }
 
-func items(_ *state, v any, a *args) any {
+func items(s *state, v any, a *args) any {
 	a.max(0)
 	switch v := v.(type) {
 	case *Dict:
-		return v.column(2)
+		return s.column(v, 2)
 	case undefined:
 		return &List{}
 	}
@@ -150,9 +150,10 @@ func formatFilter(s *state, v any, a *args) any {
 	return s.format(text(v), a.pos)
 }
 
-func tojson(_ *state, v any, a *args) any {
+func tojson(s *state, v any, a *args) any {
 	a.max(4, "ensure_ascii", "indent", "separators", "sort_keys")
 	style := &jsonStyle{
+		state: s,
 		ascii: truth(a.get(0, "ensure_ascii", false)), sort: truth(a.get(3, "sort_keys", false)),
 		item: ", ", key: ": ",
 	}
@@ -174,7 +175,7 @@ func tojson(_ *state, v any, a *args) any {
 
 func abs(s *state, v any, a *args) any {
 	a.max(0)
-	if less(v, int64(0), "<", 0) {
+	if s.less(v, int64(0), "<", 0) {
 		return s.arithmetic("-", int64(0), v)
 	}
 	return s.arithmetic("+", int64(0), v)

@@ -17,10 +17,10 @@ import (
 
 // Limits of one rendering. A chat of a thousand turns stays far below them.
 const (
-	maxSteps = 20_000_000 // evaluated nodes, plus one for 16 bytes of text made
-	maxText  = 16 << 20   // bytes of one string
-	maxDepth = 200        // nested expressions, blocks or macro calls
-	maxRange = 100_000    // as in Jinja's sandbox
+	maxSteps = 5_000_000 // evaluated nodes, plus one for 16 bytes of text made
+	maxText  = 16 << 20  // bytes of one string
+	maxDepth = 200       // nested expressions, blocks or macro calls
+	maxRange = 100_000   // as in Jinja's sandbox
 )
 
 // ErrTooExpensive is wrapped by the errors of templates that exceed a limit.

@@ -69,14 +69,15 @@ var dictMethods = map[string]methodFunc{
 		a.max(0)
 		return &List{Items: self.(*Dict).keys, view: "dict_keys"}
 	},
-	"values":   func(_ *state, self any, a *args) any { a.max(0); return self.(*Dict).column(1).as("dict_values") },
-	"items":    func(_ *state, self any, a *args) any { a.max(0); return self.(*Dict).column(2).as("dict_items") },
+	"values":   func(s *state, self any, a *args) any { a.max(0); return s.column(self.(*Dict), 1).as("dict_values") },
+	"items":    func(s *state, self any, a *args) any { a.max(0); return s.column(self.(*Dict), 2).as("dict_items") },
 	"copy":     func(_ *state, self any, a *args) any { a.max(0); return self },
 	"fromkeys": unsupported,
 }
 
 // column returns the values, or for width 2 pairs of key and value.
-func (d *Dict) column(width int) *List {
+func (s *state) column(d *Dict, width int) *List {
+	s.spend(len(d.keys))
 	l := &List{}
 	for _, key := range d.keys {
 		v, _ := d.get(key)
@@ -98,7 +99,7 @@ var listMethods = map[string]methodFunc{
 		a.max(1)
 		for i, item := range self.(*List).Items {
 			s.spend(1)
-			if equal(item, a.need(0, "value"), 0) {
+			if s.equal(item, a.need(0, "value"), 0) {
 				return int64(i)
 			}
 		}
@@ -110,7 +111,7 @@ var listMethods = map[string]methodFunc{
 		n := int64(0)
 		for _, item := range self.(*List).Items {
 			s.spend(1)
-			n += asInt(equal(item, a.need(0, "value"), 0))
+			n += asInt(s.equal(item, a.need(0, "value"), 0))
 		}
 		return n
 	},
@@ -123,10 +124,10 @@ var loopMethods = map[string]methodFunc{
 		a.need(0, "value")
 		return a.pos[self.(*loop).i%len(a.pos)]
 	},
-	"changed": func(_ *state, self any, a *args) any {
+	"changed": func(s *state, self any, a *args) any {
 		a.max(len(a.pos))
 		l, now := self.(*loop), &List{Items: a.pos, tuple: true}
-		changed := !l.asked || !equal(l.seen, now, 0)
+		changed := !l.asked || !s.equal(l.seen, now, 0)
 		l.asked, l.seen = true, now
 		return changed
 	},

@@ -190,17 +190,17 @@ func (s *state) comparison(op string, a, b any) bool {
 	}
 	switch op {
 	case "==":
-		return equal(a, b, 0)
+		return s.equal(a, b, 0)
 	case "!=":
-		return !equal(a, b, 0)
+		return !s.equal(a, b, 0)
 	case "<":
-		return less(a, b, op, 0)
+		return s.less(a, b, op, 0)
 	case ">":
-		return less(b, a, op, 0)
+		return s.less(b, a, op, 0)
 	case "<=":
-		return !less(b, a, op, 0)
+		return !s.less(b, a, op, 0)
 	case ">=":
-		return !less(a, b, op, 0)
+		return !s.less(a, b, op, 0)
 	case "in":
 		return s.contains(b, a)
 	}
@@ -215,15 +215,17 @@ func (s *state) contains(container, x any) bool {
 		if !ok {
 			fail("template: \"in\" wants a str on the left of a str, not a %s", typeName(x))
 		}
+		s.spendOn(c)
 		return strings.Contains(c, part)
 	case *Dict:
+		s.spendOn(x)
 		_, ok := c.get(x)
 		return ok
 	}
 	items := s.iterate(container)
 	s.spend(len(items))
 	for _, item := range items {
-		if equal(item, x, 0) {
+		if s.equal(item, x, 0) {
 			return true
 		}
 	}

@@ -43,7 +43,7 @@ func extreme(s *state, v any, a *args) any {
 	best, bestKey := items[0], s.key(items[0], path, exact)
 	for _, item := range items[1:] {
 		key := s.key(item, path, exact)
-		if a.what == "min" && less(key, bestKey, "<", 0) || a.what == "max" && less(bestKey, key, ">", 0) {
+		if a.what == "min" && s.less(key, bestKey, "<", 0) || a.what == "max" && s.less(bestKey, key, ">", 0) {
 			best, bestKey = item, key
 		}
 	}
@@ -62,10 +62,10 @@ func (s *state) order(items []any, reverse bool, key func(any) any) []any {
 		if reverse {
 			x, y = y, x
 		}
-		if less(x.key, y.key, "<", 0) {
+		if s.less(x.key, y.key, "<", 0) {
 			return -1
 		}
-		return int(asInt(less(y.key, x.key, "<", 0)))
+		return int(asInt(s.less(y.key, x.key, "<", 0)))
 	})
 	out := make([]any, 0, len(items))
 	for _, p := range pairs {
@@ -95,7 +95,7 @@ func dictSort(s *state, v any, a *args) any {
 	if by != "key" && by != "value" {
 		fail("template: dictsort: by is %q, wanted key or value", by)
 	}
-	return &List{Items: s.order(d.column(2).Items, truth(a.get(2, "reverse", false)), func(pair any) any {
+	return &List{Items: s.order(s.column(d, 2).Items, truth(a.get(2, "reverse", false)), func(pair any) any {
 		return s.key(pair.(*List).Items[asInt(by == "value")], nil, exact)
 	})}
 }

@@ -69,7 +69,7 @@ func (s *state) runTest(id string, v any, a *args) bool {
 	if !ok {
 		fail("template: the test %q is not supported", id)
 	}
-	s.spend(1)
+	s.spendOn(v)
 	return t(s, v, a)
 }
 

@@ -144,6 +144,7 @@ type jsonStyle struct {
 	newline   bool
 	item, key string // separators
 	sort      bool
+	state     *state
 }
 
 // writeJSON is json.dumps.
@@ -178,10 +179,10 @@ func writeJSON(b *strings.Builder, v any, style *jsonStyle, depth int) {
 		keys := slices.Clone(v.keys)
 		if style.sort {
 			slices.SortStableFunc(keys, func(x, y any) int {
-				if less(x, y, "<", 0) {
+				if style.state.less(x, y, "<", 0) {
 					return -1
 				}
-				return int(asInt(less(y, x, "<", 0)))
+				return int(asInt(style.state.less(y, x, "<", 0)))
 			})
 		}
 		writeJSONItems(b, "{}", len(keys), style, depth, func(i int) {

@@ -154,10 +154,11 @@ func number(v any) (i int64, f float64, isFloat, ok bool) {
 }
 
 // equal is Python's ==.
-func equal(a, b any, depth int) bool {
+func (s *state) equal(a, b any, depth int) bool {
 	if depth > maxDepth {
 		fail("%w: values are nested more than %d deep", ErrTooExpensive, maxDepth)
 	}
+	s.spendOn(a)
 	ai, af, aFloat, aNumber := number(a)
 	bi, bf, bFloat, bNumber := number(b)
 	if aNumber && bNumber {
@@ -178,7 +179,7 @@ func equal(a, b any, depth int) bool {
 			return false
 		}
 		for i := range x.Items {
-			if !equal(x.Items[i], y.Items[i], depth+1) {
+			if !s.equal(x.Items[i], y.Items[i], depth+1) {
 				return false
 			}
 		}
@@ -191,7 +192,7 @@ func equal(a, b any, depth int) bool {
 		for _, key := range x.keys {
 			other, there := y.get(key)
 			mine, _ := x.get(key)
-			if !there || !equal(mine, other, depth+1) {
+			if !there || !s.equal(mine, other, depth+1) {
 				return false
 			}
 		}
@@ -201,10 +202,11 @@ func equal(a, b any, depth int) bool {
 }
 
 // less is Python's <, with the operator that was written for the error.
-func less(a, b any, op string, depth int) bool {
+func (s *state) less(a, b any, op string, depth int) bool {
 	if depth > maxDepth {
 		fail("%w: values are nested more than %d deep", ErrTooExpensive, maxDepth)
 	}
+	s.spendOn(a)
 	ai, af, aFloat, aNumber := number(a)
 	bi, bf, bFloat, bNumber := number(b)
 	if aNumber && bNumber {
@@ -224,8 +226,8 @@ func less(a, b any, op string, depth int) bool {
 		fail("template: %q is not supported between %s and %s", op, typeName(a), typeName(b))
 	}
 	for i := range min(len(x.Items), len(y.Items)) {
-		if !equal(x.Items[i], y.Items[i], depth+1) {
-			return less(x.Items[i], y.Items[i], op, depth+1)
+		if !s.equal(x.Items[i], y.Items[i], depth+1) {
+			return s.less(x.Items[i], y.Items[i], op, depth+1)
 		}
 	}
 	return len(x.Items) < len(y.Items)
@@ -251,8 +253,10 @@ func length(v any) int {
 func (s *state) iterate(v any) []any {
 	switch v := v.(type) {
 	case *List:
+		s.spend(len(v.Items) / 16)
 		return v.Items
 	case *Dict:
+		s.spend(len(v.keys) / 16)
 		return v.keys
 	case string:
 		s.spend(len(v))
