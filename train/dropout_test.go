@@ -22,7 +22,7 @@ func dropped(t *testing.T, key string, random []uint32, rows, columns int, rate 
 	for i := range ones {
 		ones[i] = 1
 	}
-	out, err := exec.Exec(random, tensors.FromFlatDataAndDimensions(ones, rows, columns/8, 8))
+	out, err := exec.Call(random, tensors.FromFlatDataAndDimensions(ones, rows, columns/8, 8))
 	require.NoError(t, err)
 	return hostValues(t, out)[0]
 }

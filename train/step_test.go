@@ -121,7 +121,7 @@ func TestFrozenHeadIsUsed(t *testing.T) {
 				frozen = headIsFrozen(binding, head)
 				return graph.Zeros(values[0].Graph(), values[0].Shape())
 			})
-			_, err = exec.Exec(tensorArguments(arguments)...)
+			_, err = exec.Call(tensorArguments(arguments)...)
 			require.NoError(t, err)
 			require.Equal(t, c.frozen, frozen)
 		})
