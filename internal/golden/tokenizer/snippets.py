@@ -111,6 +111,21 @@ d|dictsort, d|dictsort(true), {'a': 2, 'b': 1}|dictsort(by='value'), {'a': 2, 'b
 d|items|list, ed|items|list, missing|items|list
 d|list, s|list, (1, 2)|list, n|string ~ 'x', d|string
 n|list
+'<'|safe ~ '<' ~ 1, '<' ~ ('<'|safe), '<'|safe + '<', '<' + '<'|safe, '<'|e ~ '&', ('a'|safe) == 'a', 'a' == ('a'|safe), 'a'|safe in 'abc', '<'|safe is string, '<a'|safe|upper, ' <'|safe|trim, '<'|safe|string ~ '<', '<'|safe|tojson, ['<'|safe]|join('<'), ('<'|safe)|replace('<', '>'), ('ab'|safe)|length
+'<a>'|e
+'x<y'|safe + 1
+l|map('string')|tojson
+l|map('string')|length
+(l|map('string'))[0] is defined, l|map('string') is sequence, l|map('string') is iterable, l|map('string')|first, l|select('odd')|list|length, (el|select)|list, (el|map('upper')) and 1, l|reverse|first, l|reverse|join, d|items|first
+l|map('string')|last
+l|reverse|last
+l|reverse|tojson
+none|map('upper')|list, none|selectattr('x')|list, 0|select|list, none|rejectattr('a', 'b')|list
+none|unique|list
+'{}-{}'.format(1, 'a'), '{1}{0}'.format('a', 'b'), '{a}{{}}'.format(a=none), 'x'.format()
+'{}'.format()
+'{'.format(1)
+n|nosuch if no else 1, n is nosuch if no else 2
 'a\nb\n\nc'|indent, 'a\nb'|indent(2), 'a\nb'|indent(2, true), 'a\n\nb'|indent(2, blank=true), 'a\nb'|indent('> ', first=true), 'a\n'|indent ~ '|', ''|indent(first=true) ~ '|'
 'a b  c'|wordcount, '%s-%d-%05.1f-%r-%%'|format('x', 5, 2.345, 'y'), 'a %s' % 'b', '%s %s' % (1, [2]), '%5s|%-5s|' % ('a', 'b'), '%x' % 255
 '%s' % (1, 2)
@@ -183,6 +198,10 @@ TEMPLATES = r"""
 {% for x in l %}{% for y in l %}{% if y == 1 %}{% break %}{% endif %}{{ x }}{{ y }} {% endfor %}{% endfor %}
 {% for x in [1, 2, 3, 4] %}{{ loop.cycle('a', 'b') }}{% endfor %}{% for x in [1, 1, 2] %}{{ loop.changed(x) }}{% endfor %}
 {% for x in l recursive %}{{ x }}{% endfor %}
+{% set g = l|map('string') %}{{ g|list }}{{ g|list }}{% if g %}true{% endif %}
+{% set g = l|select('odd') %}{% for x in g %}{{ x }}{{ loop.length }}{{ loop.last }}{% endfor %}{% for x in g %}again{% else %}empty{% endfor %}
+{% set g = l|select('odd') %}{{ 3 in g }}{{ g|list }}
+{% if no %}{{ n|nosuch }}{% endif %}ok{% if no %}{{ n is nosuch }}{% endif %}
 {% break %}
 {% set x = 1 %}{% for i in l %}{% set x = x + i %}{{ x }} {% endfor %}{{ x }}
 {% set ns = namespace(x=1) %}{% for i in l %}{% set ns.x = ns.x + i %}{% endfor %}{{ ns.x }}{{ ns.y is defined }}

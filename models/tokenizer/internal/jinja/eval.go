@@ -158,11 +158,6 @@ func (s *state) binary(x *binary, f *frame) any {
 	}
 	b := s.eval(x.b, f)
 	if x.op == "~" {
-		for _, v := range []any{a, b} {
-			if _, ok := v.(markup); ok {
-				fail("template: joining escaped text is not supported")
-			}
-		}
 		return s.concat(text(a), text(b))
 	}
 	return s.arithmetic(x.op, a, b)

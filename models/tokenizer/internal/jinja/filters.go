@@ -11,7 +11,7 @@ import (
 type filterFunc func(s *state, v any, a *args) any
 
 // filters is filled by init, because map refers to it.
-var filters map[string]filterFunc
+var filters = map[string]filterFunc{}
 
 func init() {
 	mapText := func(f func(string) string) filterFunc {
@@ -19,13 +19,13 @@ func init() {
 			a.max(0)
 			t := text(v)
 			s.spendText(len(t))
-			return f(t)
+			return like(v, f(t))
 		}
 	}
-	filters = map[string]filterFunc{
+	for id, f := range map[string]filterFunc{
 		"upper": mapText(upper), "lower": mapText(lower), "capitalize": mapText(capitalize), "title": mapText(jinjaTitle),
 		"string": mapText(func(t string) string { return t }),
-		"trim":   func(_ *state, v any, a *args) any { a.max(1, "chars"); return strip(text(v), a, true, true) },
+		"trim":   func(_ *state, v any, a *args) any { a.max(1, "chars"); return like(v, strip(text(v), a, true, true)) },
 		"safe":   func(_ *state, v any, a *args) any { a.max(0); return markup(text(v)) },
 		"e":      escape, "escape": escape,
 		"length": size, "count": size,
@@ -33,7 +33,7 @@ func init() {
 		"list":      func(s *state, v any, a *args) any { a.max(0); return &List{Items: s.iterate(v)} },
 		"items":     items,
 		"first":     func(s *state, v any, a *args) any { a.max(0); return end(s.iterate(v), "first", false) },
-		"last":      func(s *state, v any, a *args) any { a.max(0); return end(s.iterate(v), "last", true) },
+		"last":      last,
 		"reverse":   reverse,
 		"default":   defaultTo, "d": defaultTo,
 		"join": join, "replace": replace, "indent": indent, "format": formatFilter,
@@ -43,33 +43,54 @@ func init() {
 		"map": mapFilter, "attr": attr,
 		"select": selecting(true, false), "reject": selecting(false, false),
 		"selectattr": selecting(true, true), "rejectattr": selecting(false, true),
+	} {
+		filters[id] = f
 	}
 }
 
 func (s *state) applyFilter(x *filter, v any, f *frame) any {
 	s.spendOn(v)
-	return filters[x.name](s, v, s.args(x.name, x.args, f))
+	run, ok := filters[x.name]
+	if !ok {
+		fail("template: the filter %q is not supported", x.name)
+	}
+	return run(s, v, s.args(x.name, x.args, f))
 }
 
 func size(_ *state, v any, a *args) any { a.max(0); return int64(length(v)) }
 
 func escape(s *state, v any, a *args) any {
 	a.max(0)
+	m := escaped(v)
+	s.spendText(len(m))
+	return m
+}
+
+var htmlEscapes = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", "'", "&#39;", `"`, "&#34;")
+
+// escaped is the HTML of a value; markup stays as it is.
+func escaped(v any) markup {
 	if m, ok := v.(markup); ok {
 		return m
 	}
-	t := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", "'", "&#39;", `"`, "&#34;").Replace(text(v))
-	s.spendText(len(t))
-	return markup(t)
+	return markup(htmlEscapes.Replace(text(v)))
+}
+
+// like makes markup of t if v is markup.
+func like(v any, t string) any {
+	if _, ok := v.(markup); ok {
+		return markup(t)
+	}
+	return t
 }
 
 func items(s *state, v any, a *args) any {
 	a.max(0)
 	switch v := v.(type) {
 	case *Dict:
-		return s.column(v, 2)
+		return s.column(v, 2).as(generator)
 	case undefined:
-		return &List{}
+		return &List{view: generator}
 	}
 	fail("template: items wants a dictionary, not a %s", typeName(v))
 	return nil
@@ -85,14 +106,26 @@ func end(items []any, what string, last bool) any {
 	return items[0]
 }
 
+func last(s *state, v any, a *args) any {
+	a.max(0)
+	if l, ok := v.(*List); ok && l.view == generator {
+		fail("template: a generator has no last item")
+	}
+	return end(s.iterate(v), "last", true)
+}
+
 func reverse(s *state, v any, a *args) any {
 	a.max(0)
+	_, isString := v.(string)
+	if l, ok := v.(*List); ok && l.view == generator {
+		v = &List{Items: s.iterate(v)}
+	}
 	items := slices.Clone(s.iterate(v))
 	slices.Reverse(items)
-	if _, ok := v.(string); ok {
+	if isString {
 		return s.join(items, "")
 	}
-	return &List{Items: items}
+	return &List{Items: items, view: generator}
 }
 
 func defaultTo(_ *state, v any, a *args) any {

@@ -67,3 +67,51 @@ func (s *state) formatOne(spec string, verb byte, v any) string {
 	fail("template: format %%%s%c of a %s is not supported", spec, verb, typeName(v))
 	return ""
 }
+
+// formatBraces is str.format for {}, {0} and {name}, without formats.
+func (s *state) formatBraces(t string, a *args) string {
+	var b strings.Builder
+	next := 0
+	for t != "" {
+		i := strings.IndexAny(t, "{}")
+		if i < 0 {
+			i = len(t)
+		}
+		b.WriteString(t[:i])
+		if t = t[i:]; t == "" {
+			break
+		}
+		if strings.HasPrefix(t, "{{") || strings.HasPrefix(t, "}}") {
+			b.WriteByte(t[0])
+			t = t[2:]
+			continue
+		}
+		field, rest, closed := strings.Cut(t[1:], "}")
+		if t[0] == '}' || !closed {
+			fail("template: str.format: single %q", t[:1])
+		}
+		t = rest
+		if field == "" {
+			field = strconv.Itoa(next)
+			next++
+		}
+		b.WriteString(text(a.field(field)))
+		s.spendText(b.Len())
+	}
+	return b.String()
+}
+
+// field is the argument that a field of str.format names.
+func (a *args) field(id string) any {
+	if v, ok := a.kw[id]; ok {
+		return v
+	}
+	n, err := strconv.Atoi(id)
+	switch {
+	case err != nil:
+		fail("template: str.format: the field {%s} is not supported", id)
+	case n < 0 || n >= len(a.pos):
+		fail("template: str.format: there is no argument %s", id)
+	}
+	return a.pos[n]
+}

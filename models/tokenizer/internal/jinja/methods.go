@@ -53,7 +53,7 @@ func mutates(v any, id string) bool {
 }
 
 var otherTextMethods = []string{
-	"casefold", "encode", "expandtabs", "format", "format_map", "isdecimal", "isidentifier",
+	"casefold", "encode", "expandtabs", "format_map", "isdecimal", "isidentifier",
 	"isprintable", "istitle", "maketrans", "partition", "rpartition", "swapcase", "translate",
 }
 
@@ -211,6 +211,7 @@ var textMethods = map[string]methodFunc{
 		a.max(1)
 		return int64(strings.Count(t, a.str(0, "sub", "")))
 	}),
+	"format": textMethod(func(s *state, t string, a *args) any { return s.formatBraces(t, a) }),
 	"zfill": textMethod(func(s *state, t string, a *args) any {
 		a.max(1)
 		n := a.integer(0, "width", 0) - int64(utf8.RuneCountInString(t))

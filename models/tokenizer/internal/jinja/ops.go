@@ -131,9 +131,9 @@ func multiply(a, b int64) int64 {
 // add joins texts and lists; nil if it cannot.
 func (s *state) add(a, b any) any {
 	switch x := a.(type) {
-	case string:
-		if y, ok := b.(string); ok {
-			return s.concat(x, y)
+	case string, markup:
+		if isText(b) {
+			return s.joinTexts(x, b)
 		}
 	case *List:
 		if y, ok := b.(*List); ok && x.tuple == y.tuple && x.view == "" && y.view == "" {
@@ -143,6 +143,25 @@ func (s *state) add(a, b any) any {
 		}
 	}
 	return nil
+}
+
+func isText(v any) bool {
+	switch v.(type) {
+	case string, markup:
+		return true
+	}
+	return false
+}
+
+// joinTexts is the sum of two texts. If one is markup, the result is too, and
+// what is not is escaped.
+func (s *state) joinTexts(a, b any) any {
+	_, aMarkup := a.(markup)
+	_, bMarkup := b.(markup)
+	if !aMarkup && !bMarkup {
+		return s.concat(text(a), text(b))
+	}
+	return markup(s.concat(string(escaped(a)), string(escaped(b))))
 }
 
 // concat joins texts within the limits.
@@ -188,6 +207,7 @@ func (s *state) comparison(op string, a, b any) bool {
 			fail("template: %s is undefined", u.what)
 		}
 	}
+	a, b = plain(a), plain(b)
 	switch op {
 	case "==":
 		return s.equal(a, b, 0)
@@ -224,8 +244,11 @@ func (s *state) contains(container, x any) bool {
 	}
 	items := s.iterate(container)
 	s.spend(len(items))
-	for _, item := range items {
+	for i, item := range items {
 		if s.equal(item, x, 0) {
+			if l, ok := container.(*List); ok && l.view == generator {
+				l.Items = items[i+1:] // it was looked through this far
+			}
 			return true
 		}
 	}

@@ -312,9 +312,6 @@ func (p *parser) filters(x expr, bare bool) expr {
 	for bare || p.skip(tokenOp, "|") {
 		bare = false
 		id := p.expectKind(tokenName, "the name of a filter").text
-		if _, ok := filters[id]; !ok {
-			p.fail("the filter %q is not supported", id)
-		}
 		f := &filter{x: x, name: id}
 		if p.skip(tokenOp, "(") {
 			f.args = p.arguments()
@@ -328,9 +325,6 @@ func (p *parser) filters(x expr, bare bool) expr {
 func (p *parser) test(x expr) expr {
 	t := &test{x: x, negate: p.skip(tokenName, "not")}
 	t.name = p.expectKind(tokenName, "the name of a test").text
-	if _, ok := tests[t.name]; !ok {
-		p.fail("the test %q is not supported", t.name)
-	}
 	next := p.peek()
 	switch {
 	case p.skip(tokenOp, "("):

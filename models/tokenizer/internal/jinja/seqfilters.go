@@ -103,7 +103,7 @@ func dictSort(s *state, v any, a *args) any {
 func unique(s *state, v any, a *args) any {
 	a.max(2, "case_sensitive", "attribute")
 	exact, path := truth(a.get(0, "case_sensitive", false)), a.get(1, "attribute", nil)
-	seen, out := NewDict(), &List{}
+	seen, out := NewDict(), &List{view: generator}
 	for _, item := range s.iterate(v) {
 		key := s.key(item, path, exact)
 		if _, ok := seen.get(key); !ok {
@@ -116,8 +116,11 @@ func unique(s *state, v any, a *args) any {
 
 // mapFilter is map(attribute=...) or map("filter", arguments...).
 func mapFilter(s *state, v any, a *args) any {
+	out := &List{view: generator}
+	if !truth(v) { // as in Jinja: None is no error here
+		return out
+	}
 	items := s.iterate(v)
-	out := &List{}
 	if path, ok := a.kw["attribute"]; ok {
 		a.max(0, "attribute", "default")
 		missing, hasMissing := a.kw["default"]
@@ -151,7 +154,10 @@ func selecting(want, byAttribute bool) filterFunc {
 			path = a.need(0, "attribute")
 			pos = pos[1:]
 		}
-		out := &List{}
+		out := &List{view: generator}
+		if !truth(v) {
+			return out
+		}
 		for _, item := range s.iterate(v) {
 			s.spend(1)
 			x := item

@@ -23,7 +23,7 @@ func init() {
 		"integer":   is(func(v any) bool { _, ok := v.(int64); return ok }),
 		"float":     is(func(v any) bool { _, ok := v.(float64); return ok }),
 		"number":    is(func(v any) bool { _, _, _, ok := number(v); return ok }),
-		"string":    is(func(v any) bool { _, ok := v.(string); return ok }),
+		"string":    is(isText),
 		"mapping":   is(func(v any) bool { _, ok := v.(*Dict); return ok }),
 		"iterable":  is(isIterable),
 		"sequence":  is(isSequence),
@@ -77,7 +77,7 @@ func isUndefined(v any) bool { _, ok := v.(undefined); return ok }
 
 func isIterable(v any) bool {
 	switch v.(type) {
-	case string, *List, *Dict, undefined:
+	case string, markup, *List, *Dict, undefined:
 		return true
 	}
 	return false

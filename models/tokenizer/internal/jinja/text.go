@@ -42,6 +42,9 @@ func repr(b *strings.Builder, v any, depth int) {
 	case string:
 		b.WriteString(quote(v))
 	case *List:
+		if v.view == generator {
+			fail("template: a generator cannot be written out")
+		}
 		if v.view != "" {
 			b.WriteString(v.view + "(")
 			repr(b, &List{Items: v.Items}, depth+1)
@@ -75,6 +78,8 @@ func repr(b *strings.Builder, v any, depth int) {
 			repr(b, value, depth+1)
 		}
 		b.WriteByte('}')
+	case markup:
+		b.WriteString("Markup(" + quote(string(v)) + ")")
 	case undefined:
 		b.WriteString("Undefined")
 	default:

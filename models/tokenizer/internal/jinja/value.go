@@ -9,12 +9,17 @@ import (
 // Values are nil (None), bool, int64, float64, string, *List, *Dict, *namespace,
 // *loop, *function, markup and undefined.
 
-// List is a list, a tuple or what the methods of a dictionary return.
+// List is a list, a tuple or something else with items: see view.
 type List struct {
 	Items []any
 	tuple bool
-	view  string // dict_keys, dict_values, dict_items or empty
+	// view is dict_keys, dict_values or dict_items for what the methods of a
+	// dictionary return, generator for what map and select return. A generator
+	// is true, and empty once it has been looked through.
+	view string
 }
+
+const generator = "generator"
 
 // Dict keeps the order in which keys were added.
 type Dict struct {
@@ -22,7 +27,7 @@ type Dict struct {
 	values map[any]any // by dictKey
 }
 
-// markup is the result of escape and safe. It can be written out, nothing else.
+// markup is the result of escape and safe: text that is joined to escaped text.
 type markup string
 
 // undefined is what a missing name, key or attribute gives.
@@ -133,7 +138,7 @@ func truth(v any) bool {
 	case markup:
 		return v != ""
 	case *List:
-		return len(v.Items) > 0
+		return len(v.Items) > 0 || v.view == generator
 	case *Dict:
 		return len(v.keys) > 0
 	}
@@ -153,12 +158,21 @@ func number(v any) (i int64, f float64, isFloat, ok bool) {
 	return 0, 0, false, false
 }
 
+// plain makes a text of markup.
+func plain(v any) any {
+	if m, ok := v.(markup); ok {
+		return string(m)
+	}
+	return v
+}
+
 // equal is Python's ==.
 func (s *state) equal(a, b any, depth int) bool {
 	if depth > maxDepth {
 		fail("%w: values are nested more than %d deep", ErrTooExpensive, maxDepth)
 	}
 	s.spendOn(a)
+	a, b = plain(a), plain(b)
 	ai, af, aFloat, aNumber := number(a)
 	bi, bf, bFloat, bNumber := number(b)
 	if aNumber && bNumber {
@@ -171,8 +185,6 @@ func (s *state) equal(a, b any, depth int) bool {
 	case undefined:
 		_, ok := b.(undefined)
 		return ok
-	case markup:
-		return text(b) == string(x)
 	case *List:
 		y, ok := b.(*List)
 		if !ok || x.tuple != y.tuple || len(x.Items) != len(y.Items) {
@@ -207,6 +219,7 @@ func (s *state) less(a, b any, op string, depth int) bool {
 		fail("%w: values are nested more than %d deep", ErrTooExpensive, maxDepth)
 	}
 	s.spendOn(a)
+	a, b = plain(a), plain(b)
 	ai, af, aFloat, aNumber := number(a)
 	bi, bf, bFloat, bNumber := number(b)
 	if aNumber && bNumber {
@@ -238,7 +251,12 @@ func length(v any) int {
 	switch v := v.(type) {
 	case string:
 		return utf8.RuneCountInString(v)
+	case markup:
+		return utf8.RuneCountInString(string(v))
 	case *List:
+		if v.view == generator {
+			fail("template: a generator has no length")
+		}
 		return len(v.Items)
 	case *Dict:
 		return len(v.keys)
@@ -254,7 +272,11 @@ func (s *state) iterate(v any) []any {
 	switch v := v.(type) {
 	case *List:
 		s.spend(len(v.Items) / 16)
-		return v.Items
+		items := v.Items
+		if v.view == generator {
+			v.Items = nil
+		}
+		return items
 	case *Dict:
 		s.spend(len(v.keys) / 16)
 		return v.keys
