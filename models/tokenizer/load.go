@@ -33,7 +33,7 @@ var copiedFiles = []string{
 type source struct {
 	fsys fs.FS
 	dir  string
-	json []byte // of FromBytes, which has no file system
+	json []byte // of FromFile and FromBytes, which have no folder
 }
 
 // Load reads the tokenizer of a model folder: tokenizer.json, which must be
@@ -68,11 +68,7 @@ func FromFile(path string) (*Tokenizer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tokenizer: %s: %w", path, err)
 	}
-	if filepath.Base(path) == tokenizerJSON {
-		t.files = source{fsys: os.DirFS(filepath.Dir(path)), dir: "."}
-	} else {
-		t.files = source{json: data}
-	}
+	t.files = source{json: data}
 	return t, nil
 }
 
@@ -124,8 +120,8 @@ func (s source) readJSON(name string, v any) (bool, error) {
 }
 
 // SaveFiles copies the tokenizer's files into dir, which must exist, so that a
-// merged model folder can be loaded on its own. Files that the tokenizer was
-// not loaded with are not looked at and not removed.
+// merged model folder can be loaded on its own: all of the folder it was loaded
+// from, or tokenizer.json alone. Other files in dir stay as they are.
 func (t *Tokenizer) SaveFiles(dir string) error {
 	for _, name := range copiedFiles {
 		data, err := t.files.read(name)

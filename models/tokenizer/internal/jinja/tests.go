@@ -5,8 +5,7 @@ import "unicode"
 // testFunc is what follows "is".
 type testFunc func(s *state, v any, a *args) bool
 
-// tests is a function and not a variable's initial value, because select and
-// reject refer to it.
+// tests is filled by init, because the test "test" refers to it.
 var tests map[string]testFunc
 
 func init() {
