@@ -52,7 +52,7 @@ func parsePreTokenizers(raw json.RawMessage, depth int) ([]preTokenizer, error) 
 	for _, raw := range c.PreTokenizers {
 		some, err := parsePreTokenizers(raw, depth+1)
 		if err != nil {
-			return nil, fmt.Errorf("Sequence: %w", err)
+			return nil, fmt.Errorf("%s: %w", kind, err)
 		}
 		all = append(all, some...)
 	}
