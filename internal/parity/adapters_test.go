@@ -77,9 +77,9 @@ func makeAdapter(t *testing.T, q *questions, out, family string, options []byte)
 
 	_, err = pm.MergeAndUnload(t.Context(), merged)
 	require.NoError(t, err)
-	// Where the merged weights are rounded to half precision, or computed wider, the adapter's own
-	// logits are not theirs: what the merged folder gives here stands for them.
-	if storedDType(t, base) != "float32" {
+	// Merged weights that are stored in half precision are rounded, so they do not give the
+	// adapter's own logits but those that the merged folder has here.
+	if stored := storedDType(t, base); stored == "bfloat16" || stored == "float16" {
 		logits = forward(t, basetest.Load(t, merged), ids)
 	}
 	writeAnswer(t, mergedAnswer, ids, logits)

@@ -2,7 +2,6 @@ package parity
 
 import (
 	"math"
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -128,7 +127,7 @@ func smolTraining(t *testing.T, m *models.Model, dir string, ids []int32) {
 	trainer, err := train.NewTrainer(pm, rest, train.Arguments{
 		OutputDir: t.TempDir(), MaxSteps: 20, PerDeviceTrainBatchSize: 4, LearningRate: 1e-3, Seed: 1,
 		LrSchedulerType: train.SchedulerConstant, EvalDataset: eval, PerDeviceEvalBatchSize: 4,
-		SaveStrategy: train.SaveNo, Progress: os.Stdout,
+		SaveStrategy: train.SaveNo, Quiet: true,
 	})
 	require.NoError(t, err)
 	defer trainer.Close()
@@ -138,13 +137,15 @@ func smolTraining(t *testing.T, m *models.Model, dir string, ids []int32) {
 	require.NoError(t, err)
 	after := result.Evaluations[len(result.Evaluations)-1].Loss
 	t.Logf("held-out loss %.4f -> %.4f in %d steps, %.0f s", before, after, result.GlobalStep, result.Seconds)
-	// Measured 1.35 -> 0.96 or so; a training that does nothing stays where it was.
-	require.Less(t, after, before-0.1, "the held-out loss did not fall")
+	// 1.65 -> 1.15 was seen.
+	require.Less(t, after, before-0.2, "the held-out loss did not fall")
 
 	adapter, answer := t.TempDir(), filepath.Join(t.TempDir(), "answer.safetensors")
 	require.NoError(t, pm.SavePretrained(adapter))
 	writeAnswer(t, answer, [][]int32{ids}, forward(t, pm, [][]int32{ids}))
-	var q questions
-	q.ask(t, "check_adapter", dir, adapter, answer)
-	q.answer(t, need(t, envPython))
+	t.Run("python", func(t *testing.T) {
+		var q questions
+		q.ask(t, "check_adapter", dir, adapter, answer)
+		q.answer(t, need(t, envPython))
+	})
 }

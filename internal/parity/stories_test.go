@@ -1,8 +1,10 @@
 package parity
 
 import (
+	"maps"
 	"math"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -15,13 +17,11 @@ import (
 	"github.com/gopeft/gopeft/train"
 )
 
-const (
-	// heldOutTolerance is what a training may end from Python's, in nats a token.
-	heldOutTolerance = 0.02
-	// stepTolerance bounds each training loss, relative. Both sides compute in float32
-	// (2^-24 a rounding); 150 steps of AdamW at a high rate widen that.
-	stepTolerance = 1e-3
-)
+// lossTolerance bounds each loss, relative. A loss is rounded to 2^-24 of itself and the
+// training is not chaotic, so that a rounding stays one: 5e-7 was seen after 150 steps
+// on two backends. A training without weight decay (0.01) is 8e-5 off, one with a rate
+// 0.1 % too high 1.6e-4. docs/parity.md has more.
+const lossTolerance = 2e-5
 
 // storiesRun is result.json of internal/golden/stories_reference.py.
 type storiesRun struct {
@@ -52,7 +52,7 @@ func TestStoriesTraining(t *testing.T) {
 			compareLosses(t, python, losses, held)
 			adapter := t.TempDir()
 			require.NoError(t, pm.SavePretrained(adapter))
-			pythonReads(t, base, adapter, pm, reference)
+			t.Run("python", func(t *testing.T) { pythonReads(t, base, adapter, pm, reference) })
 		})
 	}
 }
@@ -116,16 +116,15 @@ func compareLosses(t *testing.T, python storiesRun, losses []float64, held map[i
 	t.Logf("training losses: largest relative difference %.2g, at step %d (%.6f here, %.6f in Python)",
 		worst, at, losses[max(at, 1)-1], python.TrainLoss[max(at, 1)-1])
 	require.Len(t, held, len(python.HeldOutLoss))
-	for text, want := range python.HeldOutLoss {
-		step, err := strconv.Atoi(text)
-		require.NoError(t, err)
-		got, ok := held[step]
-		require.True(t, ok, "no evaluation after step %d", step)
+	for _, step := range slices.Sorted(maps.Keys(held)) {
+		got := held[step]
+		want, ok := python.HeldOutLoss[strconv.Itoa(step)]
+		require.True(t, ok, "Python has no evaluation after step %d", step)
 		t.Logf("held-out loss after step %3d: %.6f here, %.6f in Python, difference %+.1e", step, got, want, got-want)
-		require.InDelta(t, want, got, heldOutTolerance, "held-out loss after step %d", step)
+		require.InEpsilon(t, want, got, lossTolerance, "held-out loss after step %d", step)
 	}
 	require.Less(t, held[python.Steps], held[0]-1, "the training learned nothing")
-	require.LessOrEqual(t, worst, stepTolerance, "training losses")
+	require.LessOrEqual(t, worst, lossTolerance, "training losses")
 }
 
 // pythonReads has Python's peft load the trained adapter and compare logits.
