@@ -97,13 +97,13 @@ func (a *adapter) Delta(u *peft.Use) *graph.Node {
 	x := u.Pass.Dropout(u.Site.Path, u.X, a.config.LoraDropout)
 	low := graphx.MatMulT(x, u.Cast(matrixA))
 	// Scaled here, where there are only r values a token.
-	return graphx.MatMulT(graph.MulScalar(low, l.scaling), u.Cast(matrixB))
+	return graphx.MatMulT(graphx.Scale(low, l.scaling), u.Cast(matrixB))
 }
 
 // embeddingDelta is s·B·(column id of A) for each id. peft applies no dropout here.
 func (l layer) embeddingDelta(u *peft.Use) *graph.Node {
 	columns := graph.Gather(graph.Transpose(u.Cast(embeddingA), 0, 1), graph.InsertAxes(u.X, -1))
-	return graphx.MatMulT(graph.MulScalar(columns, l.scaling), u.Cast(embeddingB))
+	return graphx.MatMulT(graphx.Scale(columns, l.scaling), u.Cast(embeddingB))
 }
 
 // WeightDelta implements [peft.WeightDelta]: s·B·A in the orientation of the weight,

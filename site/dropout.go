@@ -7,6 +7,8 @@ import (
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/graph"
+
+	"github.com/gopeft/gopeft/internal/graphx"
 )
 
 // Dropout returns x with elements zeroed at the given rate and the others scaled
@@ -36,7 +38,7 @@ func (p *Pass) Dropout(key string, x *graph.Node, rate float64) *graph.Node {
 	bits := mix(graph.Add(graph.Reshape(k, shape.Dim(0), 1), graph.Mul(elements, constant(g, goldenRatio))))
 	threshold := uint32(math.Min(rate*(1<<32), math.MaxUint32))
 	keep := graph.Reshape(graph.GreaterOrEqual(bits, constant(g, threshold)), shape.Dimensions...)
-	return graph.Where(keep, graph.MulScalar(x, 1/(1-rate)), graph.ZerosLike(x))
+	return graph.Where(keep, graphx.Scale(x, 1/(1-rate)), graph.ZerosLike(x))
 }
 
 // goldenRatio is 2^32 divided by the golden ratio: it spreads consecutive indices.
