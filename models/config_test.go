@@ -58,10 +58,12 @@ func TestWindows(t *testing.T) {
 		{map[string]any{"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": true, "max_window_layers": 1}, []int{0, 8, 8}, ""},
 		{map[string]any{"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": true, "max_window_layers": 0}, []int{8, 8, 8}, ""},
 		{map[string]any{"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": true}, []int{0, 0, 0}, ""}, // from layer 28
+		{map[string]any{"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 2}, []int{0, 0, 4096}, ""},
+		{map[string]any{"model_type": "qwen2", "sliding_window": nil, "use_sliding_window": true, "max_window_layers": 0}, []int{0, 0, 0}, ""},
 		{map[string]any{"model_type": "qwen3", "sliding_window": 8, "use_sliding_window": true, "max_window_layers": 3,
 			"layer_types": []string{"sliding_attention", "full_attention", "sliding_attention"}}, []int{8, 0, 8}, ""},
 		{map[string]any{"model_type": "qwen3", "layer_types": []string{"sliding_attention", "full_attention", "full_attention"}}, nil,
-			"layer_types[0] is sliding_attention but use_sliding_window is not set"},
+			"layer_types[0] is sliding_attention but use_sliding_window or sliding_window is not set"},
 		{map[string]any{"model_type": "qwen3", "layer_types": []string{"full_attention"}}, nil, "layer_types: wanted 3"},
 		{map[string]any{"model_type": "qwen3", "layer_types": []string{"full_attention", "x", "full_attention"}}, nil, `layer_types[1] "x" is not supported`},
 	}
@@ -112,6 +114,18 @@ func TestRopeOptions(t *testing.T) {
 	moved, err := parse(t, map[string]any{"rope_parameters": yarn, "original_max_position_embeddings": 4096})
 	require.NoError(t, err)
 	require.NotEqual(t, deepseek.rope.invFreq, moved.rope.invFreq)
+
+	// Of both spellings the old one counts, as in transformers 5, unless it is empty.
+	theta := map[string]any{"rope_type": "default", "rope_theta": 9000.0}
+	linear := map[string]any{"rope_type": "linear", "factor": 2.0}
+	both, err := parse(t, map[string]any{"rope_theta": 500.0, "rope_scaling": linear, "rope_parameters": theta})
+	require.NoError(t, err)
+	alone, err := parse(t, map[string]any{"rope_theta": 500.0, "rope_scaling": linear})
+	require.NoError(t, err)
+	require.Equal(t, alone.rope, both.rope)
+	empty, err := parse(t, map[string]any{"rope_theta": 500.0, "rope_scaling": map[string]any{}, "rope_parameters": theta})
+	require.NoError(t, err)
+	require.Equal(t, inverseFrequencies(9000, 8), empty.rope.invFreq)
 
 	for _, c := range []struct {
 		rope map[string]any

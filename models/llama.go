@@ -123,10 +123,7 @@ func commonConfig(f *fields, configJSON []byte, defaultPositions int) Config {
 func windows(f *fields, family llamaFamily, layers int) []int {
 	out := make([]int, layers)
 	if family.slidingWindow > 0 {
-		window := family.slidingWindow
-		if _, present := f.values["sliding_window"]; present {
-			window = f.sizeOr("sliding_window", 0) // null: none
-		}
+		window := f.window(family.slidingWindow)
 		for i := range out {
 			out[i] = window
 		}
@@ -137,7 +134,7 @@ func windows(f *fields, family llamaFamily, layers int) []int {
 	}
 	window := 0
 	if f.flag("use_sliding_window", false) {
-		window = f.sizeOr("sliding_window", 4096)
+		window = f.window(4096)
 	}
 	first := f.integerOr("max_window_layers", 28)
 	kinds := f.layerTypes(layers)
@@ -147,7 +144,7 @@ func windows(f *fields, family llamaFamily, layers int) []int {
 			sliding = kinds[i] == "sliding_attention"
 		}
 		if sliding && window == 0 {
-			f.fail("layer_types[%d] is sliding_attention but use_sliding_window is not set", i)
+			f.fail("layer_types[%d] is sliding_attention but use_sliding_window or sliding_window is not set", i)
 			return out
 		}
 		if sliding {
@@ -155,6 +152,14 @@ func windows(f *fields, family llamaFamily, layers int) []int {
 		}
 	}
 	return out
+}
+
+// window reads sliding_window, for which null does not mean the default but none: 0.
+func (f *fields) window(otherwise int) int {
+	if _, present := f.values["sliding_window"]; present {
+		otherwise = 0
+	}
+	return f.sizeOr("sliding_window", otherwise)
 }
 
 // layerTypes reads layer_types; nil when absent or wrong.

@@ -37,9 +37,9 @@ func newRope(f *fields, headDim, maxPositions int) *rope {
 		f.fail("head_dim: rotary embeddings need an even head_dim, got %d", headDim)
 		return nil
 	}
-	r := f.object("rope_parameters")
-	if r == nil {
-		r = f.object("rope_scaling")
+	r := f.object("rope_scaling") // comes first in transformers too, where both are given
+	if r == nil || len(r.values) == 0 {
+		r = f.object("rope_parameters")
 	}
 	theta := f.numberOr("rope_theta", 10000)
 	if r == nil {
