@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/gopeft/gopeft/internal/atomicfile"
 	"github.com/gopeft/gopeft/internal/safetensors"
@@ -15,7 +16,9 @@ import (
 )
 
 // Export writes the model to the folder dir as a Hugging Face checkpoint: the
-// folder is complete or not there, and replaces one that was.
+// folder is complete or not there. A model that was in dir is replaced, but for
+// README.md, LICENSE and .gitattributes, which stay; any other file or folder in
+// dir is an error.
 //
 // The tensors are read again from where the model was loaded, one at a time; those
 // of a model made in memory come from the device. edit, which may be nil, sees
@@ -36,6 +39,9 @@ func (m *Model) Export(ctx context.Context, dir string, edit func(p site.Paramet
 func (m *Model) export(ctx context.Context, dir string, edit func(site.Parameter, []float32) (bool, error)) error {
 	if m.folder.holds(dir) {
 		return errors.New("the model was loaded from this folder: wanted another one")
+	}
+	if err := holdsOnlyModel(dir); err != nil {
+		return err
 	}
 	src := source(storeSource{m})
 	if m.folder != nil {
@@ -62,7 +68,11 @@ func (m *Model) export(ctx context.Context, dir string, edit func(site.Parameter
 			}})
 		infos = append(infos, info)
 	}
+	old := dir
 	return atomicfile.WriteDir(dir, func(dir string) error {
+		if err := keepFiles(old, dir); err != nil {
+			return err
+		}
 		if err := m.writeConfigs(dir); err != nil {
 			return err
 		}
@@ -71,6 +81,47 @@ func (m *Model) export(ctx context.Context, dir string, edit func(site.Parameter
 		}
 		return safetensors.Verify(dir, infos)
 	})
+}
+
+// keptFiles are what people and the hub add to a model folder, replacedFiles what a
+// model folder has besides them and the weights.
+var (
+	keptFiles     = []string{"README.md", "LICENSE", ".gitattributes"}
+	replacedFiles = []string{configFile, generationFile, "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+		"added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "chat_template.json"}
+)
+
+// holdsOnlyModel reports what in dir is no part of a model folder: replacing the
+// folder would delete it, and an output folder of a training has checkpoints.
+func holdsOnlyModel(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // missing, or a file: whoever writes dir says so
+	}
+	for _, e := range entries {
+		known := slices.Contains(keptFiles, e.Name()) || slices.Contains(replacedFiles, e.Name()) || safetensors.IsModelFile(e.Name())
+		if !known || e.IsDir() {
+			return fmt.Errorf("the folder has %q, which is no part of a model and would be lost: wanted a new or empty folder", e.Name())
+		}
+	}
+	return nil
+}
+
+// keepFiles copies what stays of the old folder into the new one.
+func keepFiles(old, dir string) error {
+	for _, name := range keptFiles {
+		data, err := os.ReadFile(filepath.Join(old, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), data, 0o644)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeTensor writes one tensor, changed or as it is.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/gomlx/gomlx/core/tensors"
@@ -107,6 +108,39 @@ func TestExportErrors(t *testing.T) {
 	require.NoDirExists(t, to)
 	require.NoError(t, os.WriteFile(to, nil, 0o644))
 	require.ErrorContains(t, m.Export(context.Background(), to, nil), "it is a file")
+}
+
+// TestExportReplaces: a model folder is replaced, but for what people add to one; a
+// folder with anything else is left alone.
+func TestExportReplaces(t *testing.T) {
+	m, err := Load(context.Background(), filepath.Join(fixtures, "llama_tied"), float32Options(t))
+	require.NoError(t, err)
+	defer m.Close()
+	to := filepath.Join(t.TempDir(), "out")
+	put := func(name string) {
+		path := filepath.Join(to, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, []byte("mine"), 0o644))
+	}
+	for _, name := range []string{"README.md", "model-00001-of-00002.safetensors", "tokenizer.model"} {
+		put(name)
+	}
+	for range 2 {
+		require.NoError(t, m.Export(context.Background(), to, nil))
+		readme, err := os.ReadFile(filepath.Join(to, "README.md"))
+		require.NoError(t, err)
+		require.Equal(t, "mine", string(readme))
+		require.NoFileExists(t, filepath.Join(to, "model-00001-of-00002.safetensors"))
+		require.NoFileExists(t, filepath.Join(to, "tokenizer.model"))
+	}
+	for _, name := range []string{"log.jsonl", "checkpoint-8/trainer_state.json", "config.json.d/x"} {
+		put(name)
+		first, _, _ := strings.Cut(name, "/")
+		require.ErrorContains(t, m.Export(context.Background(), to, nil), `the folder has "`+first+`", which is no part of a model`)
+		require.FileExists(t, filepath.Join(to, name))
+		require.NoError(t, os.RemoveAll(filepath.Join(to, first)))
+	}
+	require.NoError(t, m.Export(context.Background(), to, nil))
 }
 
 // TestExportInMemory: a model made here can be written and loaded again.

@@ -34,7 +34,8 @@ func (r MergeReport) String() string {
 // folder dir, as a checkpoint in the base's format that needs no adapter: W' = W +
 // the sum of the adapters' deltas, in float32, rounded once to the dtype that W is
 // stored in. Tensors are read, changed and written one at a time; the base in memory
-// stays as it was. dir is replaced as a whole, or untouched on error.
+// stays as it was. A model that dir holds is replaced as a whole, or untouched on
+// error; the models of package models refuse a dir with anything else in it.
 //
 // It is an error if a result is NaN or infinite, and if an adapter changes one use
 // only of a weight that several modules share (a tied head): a merged weight cannot
@@ -205,8 +206,7 @@ type valueReader struct {
 	err  error
 }
 
-// value returns a tensor by name; An error is kept
-// in r.err.
+// value returns a tensor by name. An error is kept in r.err.
 func (r *valueReader) value(name string) []float32 {
 	l := r.layout
 	i, ok := l.index[name]

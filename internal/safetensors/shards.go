@@ -18,6 +18,10 @@ const DefaultShardSize = 5_000_000_000
 // modelFile matches the weight files of a Hugging Face model.
 var modelFile = regexp.MustCompile(`^model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?$`)
 
+// IsModelFile reports whether a name is that of a Hugging Face model's weights, of a
+// shard or of the index.
+func IsModelFile(name string) bool { return modelFile.MatchString(name) }
+
 // WriteSharded writes a Hugging Face model's weights into the existing folder
 // dir: model.safetensors if they fit into maxShardSize bytes, else
 // model-00001-of-0000N.safetensors, ... and model.safetensors.index.json.
