@@ -1,5 +1,5 @@
 // Command pretrain makes the tiny base model that examples/quickstart fine-tunes: it
-// writes its own text, learns a tokenizer from it, trains a Llama of 0.36 M
+// writes its own text, learns a tokenizer from it, trains a Llama of 0.34 M
 // parameters from scratch and saves all of it as a Hugging Face folder.
 //
 //	go run ./examples/pretrain
@@ -48,7 +48,7 @@ func main() {
 // defaults are the settings that made the folder in the repository.
 func defaults() settings {
 	return settings{
-		Out: "examples/quickstart/base", Stories: 40000, Held: 100, Vocabulary: 640,
-		Steps: 2500, Batch: 8, LearningRate: 4e-3, Seed: 1,
+		Out: "examples/quickstart/base", Stories: 30000, Held: 100, Vocabulary: 640,
+		Steps: 3000, Batch: 6, LearningRate: 4e-3, Seed: 1,
 	}
 }

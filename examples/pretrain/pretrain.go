@@ -25,11 +25,8 @@ type settings struct {
 	Progress      io.Writer
 }
 
-const (
-	// positions is max_position_embeddings, and the length of a row of training data.
-	positions = 256
-	rowLength = 192
-)
+// positions is max_position_embeddings, and the length of a row of training data.
+const positions = 256
 
 // config is config.json: a Llama small enough for the repository.
 func config(vocabulary int) ([]byte, error) {
@@ -99,7 +96,7 @@ func pretrain(ctx context.Context, s settings) (float64, error) {
 	if _, err := pm.Merge(ctx, s.Out); err != nil {
 		return 0, err
 	}
-	return loss, writeExtras(s, loss, result)
+	return loss, writeExtras(s, model.Backend().Name(), loss, result)
 }
 
 // dataset tokenises stories, each with <s> and </s>, several to a row.
@@ -113,7 +110,7 @@ func dataset(tok *tokenizer.Tokenizer, texts []string) (*train.Dataset, error) {
 	if err != nil {
 		return nil, err
 	}
-	return data.Pack(rowLength)
+	return data.Pack(positions)
 }
 
 // heldOut makes stories of another seed than those that are learned.
@@ -122,10 +119,10 @@ func heldOut(tok *tokenizer.Tokenizer, s settings) (*train.Dataset, error) {
 }
 
 // writeExtras adds what belongs into a model folder besides what Merge writes.
-func writeExtras(s settings, loss float64, result *train.Result) error {
+func writeExtras(s settings, backend string, loss float64, result *train.Result) error {
 	generation := fmt.Sprintf("{\n  \"bos_token_id\": %d,\n  \"eos_token_id\": %d\n}\n", bosID, eosID)
 	if err := os.WriteFile(filepath.Join(s.Out, "generation_config.json"), []byte(generation), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(s.Out, "README.md"), []byte(readme(s, loss, result)), 0o644)
+	return os.WriteFile(filepath.Join(s.Out, "README.md"), []byte(readme(s, backend, loss, result)), 0o644)
 }

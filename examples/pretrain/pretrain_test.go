@@ -29,7 +29,7 @@ func backendName() string {
 
 var (
 	lossLine  = regexp.MustCompile(`(?m)^held-out loss (\d+\.\d+) \(nats a token, mean over (\d+) stories of seed (\d+)\)$`)
-	storyLine = regexp.MustCompile(`writes (\d+) such stories .* seed (\d+)\)`)
+	storyLine = regexp.MustCompile(`writes (\d+) stories .* seed (\d+)\)`)
 )
 
 func numbers(t *testing.T, dir string, line *regexp.Regexp) []float64 {

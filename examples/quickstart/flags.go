@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
 )
@@ -34,9 +35,6 @@ type options struct {
 	made bool
 }
 
-// taskSize is the number of questions that the program makes up, a tenth of them held out.
-const taskSize = 800
-
 // parse reads the command line. What it says about -help goes to w.
 func parse(args []string, w io.Writer) (options, error) {
 	var o options
@@ -47,12 +45,12 @@ func parse(args []string, w io.Writer) (options, error) {
 	f.StringVar(&o.fields, "fields", "", "fields of the JSONL file, such as question,answer (default: the usual names)")
 	f.StringVar(&o.out, "out", "results/quickstart", "folder for adapter, checkpoints, log and plot")
 	f.StringVar(&o.backend, "backend", "", "go, xla:cpu, xla:cuda, ... (default: GOMLX_BACKEND, else the best installed)")
-	f.IntVar(&o.steps, "steps", 100, "optimizer steps")
+	f.IntVar(&o.steps, "steps", 150, "optimizer steps")
 	f.IntVar(&o.batch, "batch", 8, "rows of a batch")
 	f.IntVar(&o.seq, "seq", 0, "longest example in tokens (default: 512, or what the model can)")
 	f.IntVar(&o.r, "r", 8, "LoRA rank")
 	f.StringVar(&o.targets, "targets", "all-linear", "modules to adapt, such as q_proj,v_proj")
-	f.Float64Var(&o.lr, "lr", 0, "learning rate (default: 1e-2 for the tiny base, else 2e-4)")
+	f.Float64Var(&o.lr, "lr", 0, "learning rate (default: 5e-3 for the tiny base, else 2e-4)")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of adapter, data and order")
 	f.StringVar(&o.resume, "resume", "", "go on from a checkpoint's folder, or from the \"last\" in -out")
 	err := f.Parse(args)
@@ -65,8 +63,13 @@ func parse(args []string, w io.Writer) (options, error) {
 	if err == nil && f.NArg() > 0 {
 		err = fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
-	if err == nil && (o.steps < 1 || o.batch < 1 || o.seq < 0) {
-		err = fmt.Errorf("-steps %d, -batch %d, -seq %d: want at least 1", o.steps, o.batch, o.seq)
+	for _, count := range []struct {
+		name         string
+		value, least int
+	}{{"steps", o.steps, 1}, {"batch", o.batch, 1}, {"seq", o.seq, 0}} {
+		if err == nil && count.value < count.least {
+			err = fmt.Errorf("-%s is %d: want at least 1", count.name, count.value)
+		}
 	}
 	if err != nil {
 		return o, fmt.Errorf("%w (-help lists the flags)", err)
@@ -77,7 +80,7 @@ func parse(args []string, w io.Writer) (options, error) {
 // prepare makes the output folder and the data file, and chooses the rate.
 func (o *options) prepare() error {
 	if o.lr == 0 && o.model == "" {
-		o.lr = 1e-2
+		o.lr = 5e-3
 	} else if o.lr == 0 {
 		o.lr = 2e-4
 	}
@@ -90,7 +93,7 @@ func (o *options) prepare() error {
 	}
 	o.made = true
 	o.data, o.fields = filepath.Join(o.out, "task.jsonl"), "question,answer"
-	return writeTask(o.data, taskSize, o.seed)
+	return writeTask(o.data, o.seed)
 }
 
 // load opens the model, from the repository or from where -model says.
@@ -99,14 +102,24 @@ func (o options) load(ctx context.Context) (*models.Model, error) {
 	if o.model == "" {
 		return models.FromFS(ctx, base, "base", settings)
 	}
-	return models.Load(ctx, o.model, settings)
+	m, err := models.Load(ctx, o.model, settings)
+	if err == nil && m.Tokenizer == nil {
+		err = errors.Join(fmt.Errorf("-model %s: there is no tokenizer.json", o.model), m.Close())
+	}
+	return m, err
 }
 
-func (o options) targetModules() peft.Targets {
-	if o.targets == "all-linear" {
-		return peft.AllLinear
+// lora is the adapter that is trained.
+func (o options) lora() lora.LoraConfig {
+	targets := peft.AllLinear
+	if o.targets != "all-linear" {
+		targets = peft.Modules(strings.Split(o.targets, ",")...)
 	}
-	return peft.Modules(strings.Split(o.targets, ",")...)
+	common := peft.PeftConfig{TaskType: "CAUSAL_LM"}
+	if o.model == "" {
+		common.BaseModelNameOrPath = "examples/quickstart/base" // where Python finds it
+	}
+	return lora.LoraConfig{PeftConfig: common, R: o.r, LoraAlpha: float64(2 * o.r), TargetModules: targets}
 }
 
 func (o options) fieldNames() []string {

@@ -19,7 +19,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/train"
 )
@@ -45,9 +44,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		return err
 	}
 	defer model.Close()
-	pm, err := peft.GetPeftModel(model, lora.LoraConfig{
-		R: o.r, LoraAlpha: float64(2 * o.r), TargetModules: o.targetModules(), PeftConfig: peft.PeftConfig{TaskType: "CAUSAL_LM"},
-	}, peft.Options{Seed: o.seed})
+	pm, err := peft.GetPeftModel(model, o.lora(), peft.Options{Seed: o.seed})
 	if err != nil {
 		return err
 	}
@@ -79,7 +76,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		return err
 	}
 	result, err := trainer.Train(ctx)
-	if errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.Canceled) && result != nil && result.Checkpoint != "" {
 		return fmt.Errorf("%w; the same command with -resume last goes on", err)
 	}
 	if err != nil {

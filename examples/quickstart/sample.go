@@ -14,7 +14,7 @@ import (
 
 const (
 	sampleTokens  = 40
-	judged        = 40 // questions whose answers are counted
+	judged        = 60 // questions whose answers are counted, at most
 	longestAnswer = 12 // tokens
 )
 

@@ -6,21 +6,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+
+	"github.com/gopeft/gopeft/examples/pretrain/world"
 )
 
-// The second task: questions about a short scene, to be answered with words of it. The
-// base was trained on stories and has never seen this form; examples/pretrain has
-// the grammar of those.
-
-var (
-	people  = []string{"Mia", "Lily", "Anna", "Rosa", "Nora", "Ella", "Ben", "Tom", "Max", "Leo", "Sam", "Otto"}
-	things  = []string{"ball", "kite", "book", "lamp", "key", "hat", "cup", "drum", "boat", "bell", "doll", "map", "ring", "stone"}
-	colours = []string{"red", "blue", "green", "yellow", "white", "black", "old", "new"}
-	places  = []string{
-		"in the box", "in the basket", "in the bag", "under the bed", "under the table", "behind the door",
-		"behind the tree", "on the shelf", "on the chair", "beside the well", "beside the gate",
-	}
-)
+// The second task: questions about the people of the base's little world, each fact
+// asked once. The base knows the facts from stories but has never seen a question
+// about one. Those that are held out ask for facts that no other question asks for,
+// so that their answers can only come from what the base knew before.
 
 // questionAnswer is one line of the data file.
 type questionAnswer struct {
@@ -28,43 +21,48 @@ type questionAnswer struct {
 	Answer   string `json:"answer"`
 }
 
-// question draws a scene of three things and asks for one of them.
-func question(r *rand.Rand) questionAnswer {
-	who, what, where := r.Perm(len(people)), r.Perm(len(things)), r.Perm(len(places))
-	var scene strings.Builder
-	asked := r.IntN(3)
-	var qa questionAnswer
-	for i := range 3 {
-		name, thing, place := people[who[i]], things[what[i]], places[where[i]]
-		colour := colours[r.IntN(len(colours))]
-		scene.WriteString(name + " put the " + colour + " " + thing + " " + place + ". ")
-		if i != asked {
-			continue
-		}
-		qa = []questionAnswer{
-			{"Where is the " + thing + "?", place},
-			{"Who has the " + thing + "?", name},
-			{"What is " + place + "?", "the " + colour + " " + thing},
-			{"What colour is the " + thing + "?", colour},
-		}[r.IntN(4)]
-	}
-	return questionAnswer{
-		Question: strings.TrimSpace(scene.String()) + "\nQ: " + qa.Question + "\nA:",
-		Answer:   " " + qa.Answer,
+// wordings are the ways to ask for each fact.
+func wordings(p world.Person) []struct {
+	answer    string
+	questions []string
+} {
+	return []struct {
+		answer    string
+		questions []string
+	}{
+		{p.Home, []string{"Where does NAME live?", "Where is the house of NAME?"}},
+		{p.Work, []string{"What is the work of NAME?", "What does NAME work as?"}},
+		{p.Food, []string{"What does NAME like to eat?", "What food does NAME like?"}},
+		{p.Pet, []string{"What animal does NAME have?", "What is the pet of NAME?"}},
+		{p.Colour, []string{"What colour does NAME love?", "What is the colour of NAME?"}},
+		{p.Instrument, []string{"What does NAME play?", "What is the instrument of NAME?"}},
 	}
 }
 
-// writeTask writes n questions as JSONL. Equal seeds give equal files.
-func writeTask(path string, n int, seed uint64) error {
+// questions returns one question a fact.
+func questions(seed uint64) []questionAnswer {
+	r := rand.New(rand.NewPCG(seed, 1))
+	var all []questionAnswer
+	for _, p := range world.People() {
+		for _, w := range wordings(p) {
+			question := strings.ReplaceAll(w.questions[r.IntN(len(w.questions))], "NAME", p.Name)
+			all = append(all, questionAnswer{"Question: " + question + "\nAnswer:", " " + w.answer})
+		}
+	}
+	return all
+}
+
+// writeTask writes the questions as JSONL. Equal seeds give equal files.
+func writeTask(path string, seed uint64) error {
 	file, err := os.Create(path)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	r, w := rand.New(rand.NewPCG(seed, 1)), bufio.NewWriter(file)
+	w := bufio.NewWriter(file)
 	lines := json.NewEncoder(w)
-	for range n {
-		if err := lines.Encode(question(r)); err != nil {
+	for _, q := range questions(seed) {
+		if err := lines.Encode(q); err != nil {
 			return err
 		}
 	}
