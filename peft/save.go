@@ -44,7 +44,10 @@ func (pm *PeftModel) savePretrained(dir string) error {
 		return err
 	}
 	if ours {
-		return atomicfile.WriteDir(dir, func(part string) error { return pm.writeInto(part, dir) })
+		err := atomicfile.WriteDir(dir, func(part string) error { return pm.writeInto(part, dir) })
+		if !errors.Is(err, atomicfile.ErrPrecious) { // the working folder cannot be replaced, only filled
+			return err
+		}
 	}
 	part, err := os.MkdirTemp(dir, ".adapter.part-*")
 	if err != nil {

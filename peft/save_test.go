@@ -372,6 +372,20 @@ func TestSaveKeepsOtherFiles(t *testing.T) {
 	require.Equal(t, "mine", string(read(t, file)))
 }
 
+// The working folder can be saved into, empty or not.
+func TestSaveIntoWorkingFolder(t *testing.T) {
+	base := family(t, "llama")
+	pm, err := peft.GetPeftModel(base, lora.LoraConfig{R: 2})
+	require.NoError(t, err)
+	t.Chdir(t.TempDir())
+	for range 2 {
+		require.NoError(t, pm.SavePretrained("."))
+		require.Equal(t, []string{"README.md", configFile, weightsFile}, names(t, "."))
+	}
+	_, err = peft.LoadAdapter(base, ".")
+	require.NoError(t, err)
+}
+
 // A diverged adapter is not written, and what was there stays.
 func TestSaveRefusesNaN(t *testing.T) {
 	base := family(t, "llama")

@@ -8,6 +8,10 @@ import (
 	"path/filepath"
 )
 
+// ErrPrecious is wrapped by the error of replacing a folder that is or holds the
+// working folder, the home folder or the root.
+var ErrPrecious = errors.New("replacing it would delete all in it")
+
 // WriteDir replaces the folder path with a new one that fill writes. fill
 // gets the path of an empty folder beside the target and may use any calls to
 // write into it; WriteDir syncs all of it before the swap. If fill or any
@@ -155,7 +159,7 @@ func refusePrecious(target string) error {
 		}
 		for ; ; p = filepath.Dir(p) {
 			if p == target {
-				return fmt.Errorf("it is or holds %s; replacing it would delete all in it", what)
+				return fmt.Errorf("it is or holds %s; %w", what, ErrPrecious)
 			}
 			if p == filepath.Dir(p) {
 				break
@@ -163,7 +167,7 @@ func refusePrecious(target string) error {
 		}
 	}
 	if target == filepath.Dir(target) {
-		return errors.New("it is the root of a file system")
+		return fmt.Errorf("it is the root of a file system; %w", ErrPrecious)
 	}
 	return nil
 }
