@@ -169,6 +169,11 @@ func (l *Layout) check(arguments []*tensors.Tensor) error {
 	if got := arguments[0].Size(); got != l.FlatSize() || arguments[0].DType() != dtypes.Float32 {
 		return fmt.Errorf("peft: adapter vector: want float32 [%d], got %s", l.FlatSize(), arguments[0].Shape())
 	}
+	for k, i := range l.large {
+		if got, want := arguments[1+k].Shape(), shapes.Make(dtypes.Float32, l.params[i].Shape...); !got.Equal(want) {
+			return fmt.Errorf("peft: adapter tensor %q: want %s, got %s", l.params[i].Name, want, got)
+		}
+	}
 	return nil
 }
 

@@ -71,6 +71,8 @@ func TestLayout(t *testing.T) {
 		require.ErrorContains(t, err, `tensor "zero": want 5 values, got 0`)
 		_, err = l.Host(arguments[:2])
 		require.ErrorContains(t, err, "3 argument tensors, got 2")
+		_, err = l.Host([]*tensors.Tensor{arguments[0], arguments[2], arguments[1]})
+		require.ErrorContains(t, err, `adapter tensor "big": want`)
 	}
 	_, err = NewLayout([]Param{{Name: "a", Shape: []int{1}}, {Name: "a", Shape: []int{1}}})
 	require.ErrorContains(t, err, `two trainable tensors have the name "a"`)
