@@ -5,7 +5,7 @@
 //	go run ./examples/pretrain
 //
 // The flags' defaults are how the folder in the repository was made. It takes minutes
-// on XLA and hours on the Go backend.
+// on XLA and about an hour on the Go backend.
 package main
 
 import (
