@@ -15,9 +15,9 @@ type Arguments struct {
 	// OutputDir receives checkpoints, log.jsonl and loss.png. It is created; it must
 	// not be empty.
 	OutputDir string
-	// OverwriteOutputDir allows a new training in a folder with checkpoints of an
-	// earlier one, which are deleted once the first new one is complete. false: that
-	// is an error.
+	// OverwriteOutputDir allows a new training, or one resumed from a checkpoint
+	// elsewhere, in a folder with checkpoints of an earlier one, which are deleted once
+	// the first new one is complete. false: that is an error.
 	OverwriteOutputDir bool
 	// ResumeFromCheckpoint goes on from a checkpoint: "last" for the last complete
 	// one in OutputDir, or a checkpoint's folder. "": from the beginning. See docs/training.md.

@@ -89,6 +89,60 @@ func TestResumeFromEarlierCheckpoint(t *testing.T) {
 	require.Equal(t, want, contents(t, resumed.Checkpoint))
 }
 
+// A checkpoint of another folder begins a training: the output folder's own
+// checkpoints and log are another's.
+func TestResumeFromAnotherFolder(t *testing.T) {
+	source := toyArguments(t)
+	source.SaveStrategy, source.SaveSteps, source.LoggingSteps = SaveSteps, 3, 1
+	whole, err := newToyTrainer(t, toyModel(t), source).Train(t.Context())
+	require.NoError(t, err)
+
+	other := toyArguments(t)
+	other.SaveStrategy, other.SaveSteps, other.LearningRate, other.MaxSteps = SaveSteps, 5, 0.5, 15
+	_, err = newToyTrainer(t, toyModel(t), other).Train(t.Context())
+	require.NoError(t, err)
+	before := namesIn(t, other.OutputDir)
+	log, err := os.ReadFile(filepath.Join(other.OutputDir, logFile))
+	require.NoError(t, err)
+
+	args := source
+	args.OutputDir, args.ResumeFromCheckpoint = other.OutputDir, filepath.Join(source.OutputDir, "checkpoint-3")
+	pm := toyModel(t)
+	values := valuesOf(t, pm)
+	_, err = newToyTrainer(t, pm, args).Train(t.Context())
+	require.ErrorContains(t, err, "has checkpoints of an earlier training, up to step 15")
+	require.Equal(t, before, namesIn(t, args.OutputDir))
+	after, err := os.ReadFile(filepath.Join(args.OutputDir, logFile))
+	require.NoError(t, err)
+	require.Equal(t, string(log), string(after))
+	require.Equal(t, values, valuesOf(t, pm))
+
+	args.OverwriteOutputDir, args.SaveSteps = true, 4
+	var seen [][]string
+	args.Callback = func(e Event) error {
+		if e.Kind == EventSave || e.Kind == EventStep && e.Step == 4 {
+			seen = append(seen, checkpointsIn(t, args.OutputDir))
+		}
+		return nil
+	}
+	resumed, err := newToyTrainer(t, pm, args).Train(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, [][]string{{"checkpoint-5", "checkpoint-10", "checkpoint-15"}, {"checkpoint-4"},
+		{"checkpoint-4", "checkpoint-8"}, {"checkpoint-4", "checkpoint-8", "checkpoint-10"}}, seen)
+	require.Equal(t, contents(t, whole.Checkpoint), contents(t, resumed.Checkpoint))
+	requireSameLog(t, source.OutputDir, args.OutputDir)
+	require.Equal(t, []string{"checkpoint-3", "checkpoint-6", "checkpoint-9", "checkpoint-10"}, checkpointsIn(t, source.OutputDir))
+
+	// The own checkpoint by another path is still the own one.
+	link := filepath.Join(t.TempDir(), "link")
+	require.NoError(t, os.Symlink(args.OutputDir, link))
+	args.OverwriteOutputDir, args.Callback = false, nil
+	args.ResumeFromCheckpoint = filepath.Join(link, "checkpoint-8")
+	_, err = newToyTrainer(t, toyModel(t), args).Train(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"checkpoint-4", "checkpoint-8", "checkpoint-10"}, checkpointsIn(t, args.OutputDir))
+}
+
 func TestFolderIsCleaned(t *testing.T) {
 	args := toyArguments(t)
 	half := filepath.Join(args.OutputDir, "checkpoint-7.part-0123456789abcdef")

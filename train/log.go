@@ -113,6 +113,20 @@ func ResumeLog(path string, step int) (*Logger, error) {
 	return openLog(path, 0)
 }
 
+// newLogWith starts a new log with the records of a checkpoint.
+func newLogWith(path string, history []LogRecord) (*Logger, error) {
+	l, err := CreateLog(path)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range history {
+		if err := l.Log(r); err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
+	}
+	return l, nil
+}
+
 func openLog(path string, flag int) (*Logger, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND|flag, 0o666)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,19 +14,27 @@ import (
 	"github.com/gopeft/gopeft/peft"
 )
 
-// resume sets the run to the state of the checkpoint that the arguments name.
-func (r *run) resume() error {
+// resume sets the run to the state of the checkpoint that the arguments name. imported
+// reports that it is not the output folder's own.
+func (r *run) resume() (imported bool, err error) {
 	path := r.args.ResumeFromCheckpoint
 	if path == ResumeLast {
-		var err error
 		if path, err = LastCheckpoint(r.args.OutputDir); err != nil {
-			return err
+			return false, err
 		}
 	}
 	saved, err := readState(path)
 	if err != nil {
-		return err
+		return false, err
 	}
+	if imported, err = r.placeCheckpoint(path, saved.GlobalStep); err != nil {
+		return false, err
+	}
+	return imported, r.restore(path, saved)
+}
+
+// restore takes over the state of a checkpoint, if it is one of this training.
+func (r *run) restore(path string, saved *trainerState) (err error) {
 	if err := r.checkSame(saved); err != nil {
 		return fmt.Errorf("train: resume from %q: %w", path, err)
 	}
@@ -40,25 +49,41 @@ func (r *run) resume() error {
 		return err
 	}
 	r.checkpoint = path
-	return r.afterResume(path)
+	return nil
 }
 
-// afterResume finds out which checkpoints of the output folder belong to a future
-// that will be made again.
-func (r *run) afterResume(path string) error {
+// placeCheckpoint finds out which checkpoints of the output folder go after the first
+// save: of its own training those of a future that will be made again; of another
+// training all, if they may be replaced at all.
+func (r *run) placeCheckpoint(path string, step int) (imported bool, err error) {
 	found, err := listCheckpoints(r.args.OutputDir)
 	if err != nil {
-		return fmt.Errorf("train: output folder: %w", err)
+		return false, fmt.Errorf("train: output folder: %w", err)
+	}
+	resumed, err := os.Stat(path)
+	if err != nil {
+		return false, fmt.Errorf("train: checkpoint: %w", err)
+	}
+	imported = true
+	for _, c := range found {
+		info, err := os.Stat(c.path)
+		if err != nil {
+			return false, fmt.Errorf("train: output folder: %w", err)
+		}
+		if c.step == step && os.SameFile(info, resumed) { // however its path is written
+			r.saved, imported = step, false
+		}
+	}
+	if imported {
+		r.obsolete, err = r.earlierCheckpoints()
+		return true, err
 	}
 	for _, c := range found {
-		switch {
-		case c.step == r.state.step && filepath.Clean(path) == filepath.Clean(c.path):
-			r.saved = c.step
-		case c.step > r.state.step:
+		if c.step > step {
 			r.obsolete = append(r.obsolete, c.path)
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // checkSame reports every difference between the checkpoint's training and this one

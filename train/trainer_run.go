@@ -97,10 +97,18 @@ func (t *Trainer) start() (_ *run, err error) {
 	}
 	path := filepath.Join(t.args.OutputDir, logFile)
 	if t.args.ResumeFromCheckpoint != "" {
-		if err := r.resume(); err != nil {
+		imported, err := r.resume()
+		if err != nil {
 			return nil, err
 		}
-		r.log, err = ResumeLog(path, r.state.step)
+		if imported {
+			r.log, err = newLogWith(path, r.tally.LogHistory)
+		} else {
+			r.log, err = ResumeLog(path, r.state.step)
+		}
+		if err != nil {
+			return nil, err
+		}
 	} else {
 		if r.obsolete, err = t.earlierCheckpoints(); err != nil {
 			return nil, err
@@ -108,10 +116,9 @@ func (t *Trainer) start() (_ *run, err error) {
 		if r.state, err = newState(t.pm); err != nil {
 			return nil, err
 		}
-		r.log, err = CreateLog(path)
-	}
-	if err != nil {
-		return nil, err
+		if r.log, err = CreateLog(path); err != nil {
+			return nil, err
+		}
 	}
 	r.progress = NewProgress(ProgressOptions{Out: t.args.Progress, Total: t.maxSteps, Done: r.state.step, Silent: t.args.Quiet})
 	return r, nil
