@@ -38,8 +38,9 @@ type StepLog struct {
 	TokensPerSecond float64 `json:"tokens_per_second"`
 	// PeakMemoryBytes is the most main memory that the process has used so far.
 	PeakMemoryBytes int64 `json:"peak_memory_bytes"`
-	// DeviceMemoryBytes is what the compiled step needs on an accelerator, weights
-	// and temporaries together. 0: not known, and not written.
+	// DeviceMemoryBytes is what the largest compiled program needs on an XLA device,
+	// weights and temporaries together, by XLA's own analysis. 0: another backend, and
+	// not written.
 	DeviceMemoryBytes int64 `json:"device_memory_bytes,omitempty"`
 }
 

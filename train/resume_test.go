@@ -29,7 +29,7 @@ func (c *expiring) Err() error {
 }
 
 // timing are the parts of a checkpoint that a clock decides.
-var timing = regexp.MustCompile(`"(seconds|time|tokens_per_second|peak_memory_bytes)": [^,\n]*`)
+var timing = regexp.MustCompile(`"(seconds|time|tokens_per_second|(?:peak|device)_memory_bytes)": [^,\n]*`)
 
 // contents are the files of a checkpoint without what a clock decides.
 func contents(t testing.TB, dir string) map[string]string {
@@ -112,7 +112,7 @@ func requireSameLog(t *testing.T, dirs ...string) {
 	for _, dir := range dirs {
 		data, err := os.ReadFile(filepath.Join(dir, logFile))
 		require.NoError(t, err)
-		texts = append(texts, regexp.MustCompile(`"(time|tokens_per_second|peak_memory_bytes)":[^,}]*`).ReplaceAllString(string(data), ""))
+		texts = append(texts, regexp.MustCompile(`"(time|tokens_per_second|(?:peak|device)_memory_bytes)":[^,}]*`).ReplaceAllString(string(data), ""))
 	}
 	require.Equal(t, texts[0], texts[1])
 }

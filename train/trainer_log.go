@@ -25,7 +25,7 @@ func (r *run) logStep() error {
 	p := &r.tally.Pending
 	entry := &StepLog{
 		Loss: p.LossSum / float64(max(1, p.Targets)), LearningRate: p.LearningRate, GradNorm: p.GradNorm,
-		TokensPerSecond: float64(p.Tokens) / max(p.Seconds, 1e-9), PeakMemoryBytes: r.stepper.memory(),
+		TokensPerSecond: float64(p.Tokens) / max(p.Seconds, 1e-9), PeakMemoryBytes: peakProcessMemory(), DeviceMemoryBytes: r.stepper.deviceMemory(),
 	}
 	*p = tally{}.Pending
 	return r.logRecord(LogRecord{StepLog: entry})

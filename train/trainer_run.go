@@ -1,6 +1,7 @@
 package train
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -295,7 +296,7 @@ func (r *run) result() *Result {
 	result := &Result{
 		GlobalStep: r.state.step, Epoch: r.epoch(), Evaluations: r.tally.Evaluations,
 		Tokens: r.tally.Tokens, Targets: r.tally.Targets, Seconds: r.tally.Seconds,
-		PeakMemory: r.stepper.memory(), Checkpoint: r.checkpoint,
+		PeakMemory: cmp.Or(r.stepper.deviceMemory(), peakProcessMemory()), Checkpoint: r.checkpoint,
 	}
 	if r.tally.Targets > 0 {
 		result.TrainingLoss = r.tally.LossSum / float64(r.tally.Targets)
@@ -312,20 +313,18 @@ func (r *run) result() *Result {
 	return result
 }
 
-// memory is Result.PeakMemory.
-func (s *stepper) memory() int64 {
-	var most int64
-	if backend.IsXLA(s.lm.Backend()) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for _, exec := range s.execs {
-			if m, err := backend.CompiledMemory(exec); err == nil {
-				most = max(most, m.Total())
-			}
-		}
+// deviceMemory is what the largest program needs on its device, 0 where nobody knows.
+func (s *stepper) deviceMemory() int64 {
+	if !backend.IsXLA(s.lm.Backend()) {
+		return 0
 	}
-	if most == 0 {
-		return peakProcessMemory()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var most int64
+	for _, exec := range s.execs {
+		if m, err := backend.CompiledMemory(exec); err == nil {
+			most = max(most, m.Total())
+		}
 	}
 	return most
 }
