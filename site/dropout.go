@@ -14,10 +14,10 @@ import (
 // Dropout returns x with elements zeroed at the given rate and the others scaled
 // by 1/(1-rate). x is [batch, ...]. Outside training, or at rate 0, it is x.
 //
-// The mask is an integer hash of (seed, step, micro-step, key, global row, element
-// within the row): no generator state, no stored mask, the same bits on every
-// backend, and splitting a batch or resuming a run changes nothing. key names the
-// place, usually the site's path.
+// The mask is an integer hash of (seed, step, micro-step, key, row within the step,
+// element within the row): no generator state, no stored mask, the same bits on every
+// backend. Resuming a run changes nothing, nor does splitting a batch, see [Random].
+// key names the place, usually the site's path.
 func (p *Pass) Dropout(key string, x *graph.Node, rate float64) *graph.Node {
 	if p.Random == nil || rate == 0 {
 		return x

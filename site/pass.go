@@ -24,9 +24,12 @@ type Pass struct {
 // Random holds what dropout masks derive from, all uint32 scalars that are inputs
 // of the program: equal values give equal masks on every backend.
 type Random struct {
-	Seed, Step, MicroStep *graph.Node
-	// RowOffset is the global index of the batch's first row, so that splitting a
-	// batch changes no mask.
+	Seed, Step *graph.Node
+	// MicroStep tells apart the batches of a step whose RowOffset each starts at 0. It
+	// is 0 where RowOffset counts through the step, as in package train.
+	MicroStep *graph.Node
+	// RowOffset is the index of the batch's first row within the step, so that splitting
+	// a batch changes no mask.
 	RowOffset *graph.Node
 }
 

@@ -93,6 +93,34 @@ func TestDropoutOfSplitBatches(t *testing.T) {
 	requireClose(t, hostValues(t, one.values)[0], hostValues(t, other.values)[0], 1e-5)
 }
 
+// One batch of 8 rows and two of 4 are the same step, dropout included: also when the
+// trainer makes the batches.
+func TestDropoutOfMicroBatches(t *testing.T) {
+	for _, parts := range []int{1, defaultParts} {
+		pm := newToyPeft(t, false, toyConfig{Targets: mixTargets, Dropout: 0.4})
+		whole, one := newTestStepper(t, pm, stepConfig{seed: 5, maxGradNorm: 1})
+		micro, two := newTestStepper(t, pm, stepConfig{seed: 5, maxGradNorm: 1, parts: parts})
+		for i := range 4 {
+			b := toyBatch(8, 9, uint64(i))
+			want, err := whole.step(t.Context(), one, []Batch{b}, 1e-2)
+			require.NoError(t, err)
+			got, err := micro.step(t.Context(), two, b.split(2), 1e-2)
+			require.NoError(t, err)
+			require.InEpsilon(t, want.loss, got.loss, 1e-5)
+		}
+		requireClose(t, hostValues(t, one.values)[0], hostValues(t, two.values)[0], 1e-5)
+	}
+	var losses [2]float64
+	for i, size := range []int{4, 8} {
+		args := toyArguments(t)
+		args.NoShuffle, args.PerDeviceTrainBatchSize, args.GradientAccumulationSteps = true, size, 8/size
+		result, err := newToyTrainer(t, toyModel(t), args).Train(t.Context())
+		require.NoError(t, err)
+		losses[i] = result.TrainingLoss
+	}
+	require.InEpsilon(t, losses[0], losses[1], 1e-5)
+}
+
 func TestDropoutSeedAndStep(t *testing.T) {
 	pm := newToyPeft(t, false, toyConfig{Targets: mixTargets, Dropout: 0.4})
 	b := toyBatch(6, 9, 1)

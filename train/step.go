@@ -168,7 +168,7 @@ func (s *stepper) fused(st *state, b Batch, lr float64) ([]*tensors.Tensor, erro
 	}
 	batch := batchTensors(b)
 	defer free(batch)
-	rest := append([]any{s.config.adamw.scalars(st.step+1, lr), s.random(st.step, 0, b.RowOffset)}, tensorArguments(batch)...)
+	rest := append([]any{s.config.adamw.scalars(st.step+1, lr), s.random(st.step, b.RowOffset)}, tensorArguments(batch)...)
 	return s.update(exec, st, rest)
 }
 
@@ -184,7 +184,7 @@ func (s *stepper) accumulated(ctx context.Context, st *state, micro []Batch, lr 
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		next, err := s.gradients(st, sums, b, i)
+		next, err := s.gradients(st, sums, b)
 		if err != nil {
 			return nil, fmt.Errorf("micro-batch %d: %w", i+1, err)
 		}
@@ -200,7 +200,7 @@ func (s *stepper) accumulated(ctx context.Context, st *state, micro []Batch, lr 
 }
 
 // gradients adds one micro-batch to the sums.
-func (s *stepper) gradients(st *state, sums []*tensors.Tensor, b Batch, microStep int) ([]*tensors.Tensor, error) {
+func (s *stepper) gradients(st *state, sums []*tensors.Tensor, b Batch) ([]*tensors.Tensor, error) {
 	exec, err := s.program("gradients", variantOf(b), s.gradientsGraph(variantOf(b)))
 	if err != nil {
 		return nil, err
@@ -208,7 +208,7 @@ func (s *stepper) gradients(st *state, sums []*tensors.Tensor, b Batch, microSte
 	call := func(sums []*tensors.Tensor, part Batch) ([]*tensors.Tensor, error) {
 		batch := batchTensors(part)
 		defer free(batch)
-		arguments := append(tensorArguments(st.values, sums), s.random(st.step, microStep, part.RowOffset))
+		arguments := append(tensorArguments(st.values, sums), s.random(st.step, part.RowOffset))
 		return exec.Exec(append(arguments, tensorArguments(batch)...)...)
 	}
 	if s.config.parts <= 1 {
@@ -231,7 +231,7 @@ func (s *stepper) evaluate(values []*tensors.Tensor, b Batch) (sum float64, targ
 	err = inParallel(len(pieces), func(i int) error {
 		batch := batchTensors(pieces[i])
 		defer free(batch)
-		out, err := exec.Exec(append(append(tensorArguments(values), s.random(0, 0, 0)), tensorArguments(batch)...)...)
+		out, err := exec.Exec(append(append(tensorArguments(values), s.random(0, 0)), tensorArguments(batch)...)...)
 		if err != nil {
 			return err
 		}
@@ -321,10 +321,11 @@ func argumentShapes(arguments []any) ([]shapes.Shape, error) {
 	return out, nil
 }
 
-// random is the input that dropout derives from.
-func (s *stepper) random(step, microStep, rowOffset int) []uint32 {
+// random is the input that dropout derives from. The micro-step is always 0: rows have
+// offsets within the whole step, so that splitting it changes no mask.
+func (s *stepper) random(step, rowOffset int) []uint32 {
 	seed := s.config.seed
-	return []uint32{uint32(seed) ^ uint32(seed>>32)*0x85ebca6b, uint32(step), uint32(microStep), uint32(rowOffset)}
+	return []uint32{uint32(seed) ^ uint32(seed>>32)*0x85ebca6b, uint32(step), 0, uint32(rowOffset)}
 }
 
 // batchTensors shifts the labels into targets and makes the batch's tensors.

@@ -34,7 +34,7 @@ func (s *stepper) testGradients(t testing.TB, st *state, b Batch) (gradients []f
 		sums = append(sums, tensors.FromShape(v.Shape()))
 	}
 	sums = append(sums, tensors.FromFlatDataAndDimensions([]float32{0, 0}, 2))
-	out, err := s.gradients(st, sums, b, 0)
+	out, err := s.gradients(st, sums, b)
 	require.NoError(t, err)
 	host := hostValues(t, out)
 	last := host[len(host)-1]
