@@ -33,12 +33,12 @@ func (a AdamW) withDefaults() AdamW {
 func (a AdamW) Validate() error {
 	a = a.withDefaults()
 	switch {
-	case a.Beta1 < 0 || a.Beta1 >= 1 || a.Beta2 < 0 || a.Beta2 >= 1:
+	case !(a.Beta1 >= 0 && a.Beta1 < 1 && a.Beta2 >= 0 && a.Beta2 < 1):
 		return fmt.Errorf("train: adamw: betas must be in [0, 1), got %g and %g", a.Beta1, a.Beta2)
-	case a.Epsilon < 0 || math.IsNaN(a.Epsilon):
-		return fmt.Errorf("train: adamw: epsilon must be positive, got %g", a.Epsilon)
-	case a.WeightDecay < 0 || math.IsNaN(a.WeightDecay):
-		return fmt.Errorf("train: adamw: weight decay must not be negative, got %g", a.WeightDecay)
+	case !(float32(a.Epsilon) > 0 && a.Epsilon <= math.MaxFloat32): // as float32: 0/0 is what an element without a gradient would get
+		return fmt.Errorf("train: adamw: epsilon must be positive and finite in float32, got %g", a.Epsilon)
+	case !(a.WeightDecay >= 0 && a.WeightDecay <= math.MaxFloat32):
+		return fmt.Errorf("train: adamw: weight decay must be 0 or more and finite, got %g", a.WeightDecay)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 )
 
 // Arguments are the settings of a [Trainer]. Names and meanings are those of
@@ -156,9 +157,8 @@ func (a Arguments) Validate() error {
 			errs = append(errs, fmt.Errorf(format, values...))
 		}
 	}
-	number := func(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
 	bad(a.OutputDir == "", "OutputDir is empty")
-	bad(!number(a.NumTrainEpochs) || a.NumTrainEpochs < 0, "NumTrainEpochs is %g, want more than 0", a.NumTrainEpochs)
+	bad(!finite(a.NumTrainEpochs) || a.NumTrainEpochs < 0, "NumTrainEpochs is %g, want more than 0", a.NumTrainEpochs)
 	for _, count := range []struct {
 		name  string
 		value int
@@ -170,18 +170,23 @@ func (a Arguments) Validate() error {
 	} {
 		bad(count.value < 0, "%s is %d, want 0 or more", count.name, count.value)
 	}
-	bad(!number(a.LearningRate) || a.LearningRate < 0, "LearningRate is %g, want more than 0", a.LearningRate)
-	bad(!number(a.MaxGradNorm), "MaxGradNorm is %g, want a number", a.MaxGradNorm)
+	bad(!finite(a.LearningRate) || a.LearningRate < 0, "LearningRate is %g, want more than 0", a.LearningRate)
+	bad(!finite(a.MaxGradNorm) || a.MaxGradNorm > 0 && float32(a.MaxGradNorm) == 0, "MaxGradNorm is %g, want a number that float32 has", a.MaxGradNorm)
 	bad(!(a.WarmupRatio >= 0 && a.WarmupRatio <= 1), "WarmupRatio is %g, want 0 to 1", a.WarmupRatio)
 	bad(a.LrSchedulerType < 0 || int(a.LrSchedulerType) >= len(schedulerNames), "LrSchedulerType is %d, which does not exist", int(a.LrSchedulerType))
 	bad(a.SaveStrategy < 0 || a.SaveStrategy > SaveNo, "SaveStrategy is %d, which does not exist", int(a.SaveStrategy))
 	bad(a.EvalStrategy < 0 || a.EvalStrategy > EvalEpoch, "EvalStrategy is %d, which does not exist", int(a.EvalStrategy))
 	bad(a.EvalStrategy != EvalNo && a.EvalDataset == nil, "EvalStrategy asks for evaluations, but EvalDataset is nil")
+	bad(a.EvalDataset != nil && a.EvalDataset.Len() == 0, "EvalDataset is empty")
 	bad(a.EvalStrategy != EvalSteps && a.EvalSteps > 0, "EvalSteps is %d, but EvalStrategy is not EvalSteps", a.EvalSteps)
 	bad(a.SaveStrategy != SaveSteps && a.SaveSteps > 0, "SaveSteps is %d, but SaveStrategy is not SaveSteps", a.SaveSteps)
 	bad(a.OverwriteOutputDir && a.ResumeFromCheckpoint == ResumeLast, "OverwriteOutputDir contradicts ResumeFromCheckpoint %q", ResumeLast)
 	if err := a.adamw().Validate(); err != nil {
 		errs = append(errs, err)
+	} else {
+		// The first step's size is the largest for a rate.
+		inRange := !slices.ContainsFunc(a.adamw().withDefaults().scalars(1, a.LearningRate), func(x float32) bool { return !finite(float64(x)) })
+		bad(finite(a.LearningRate) && !inRange, "LearningRate is %g, which with AdamW's constants leaves the range of float32", a.LearningRate)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("train: arguments: %w", err)

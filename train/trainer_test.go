@@ -130,6 +130,12 @@ func checkLog(t *testing.T, records []LogRecord, result *Result, trainer *Traine
 		require.Positive(t, r.GradNorm)
 		require.Positive(t, r.TokensPerSecond)
 		require.Positive(t, r.PeakMemoryBytes)
+		if backend.IsGo(trainer.pm.Base().Backend()) {
+			require.Zero(t, r.DeviceMemoryBytes)
+		} else {
+			require.Greater(t, r.DeviceMemoryBytes, int64(1000))
+			require.NotEqual(t, r.DeviceMemoryBytes, r.PeakMemoryBytes)
+		}
 		require.InDelta(t, float64(r.Step)/4, r.Epoch, 1e-9)
 	}
 	require.Equal(t, result.Evaluations, evals)
@@ -268,6 +274,17 @@ func TestBadArguments(t *testing.T) {
 		{"rate", pm, data, func(a *Arguments) { a.LearningRate = math.NaN() }, "LearningRate is NaN"},
 		{"epochs", pm, data, func(a *Arguments) { a.NumTrainEpochs = math.Inf(1) }, "NumTrainEpochs is +Inf"},
 		{"beta", pm, data, func(a *Arguments) { a.AdamBeta1 = 1 }, "betas must be in [0, 1), got 1"},
+		{"beta is no number", pm, data, func(a *Arguments) { a.AdamBeta2 = math.NaN() }, "betas must be in [0, 1), got 0.9 and NaN"},
+		{"epsilon", pm, data, func(a *Arguments) { a.AdamEpsilon = math.Inf(1) }, "epsilon must be positive and finite in float32, got +Inf"},
+		{"epsilon is no number", pm, data, func(a *Arguments) { a.AdamEpsilon = math.NaN() }, "epsilon must be positive and finite in float32, got NaN"},
+		{"epsilon in float32", pm, data, func(a *Arguments) { a.AdamEpsilon = 1e-60 }, "epsilon must be positive and finite in float32, got 1e-60"},
+		{"decay", pm, data, func(a *Arguments) { a.WeightDecay = math.Inf(1) }, "weight decay must be 0 or more and finite, got +Inf"},
+		{"decay is no number", pm, data, func(a *Arguments) { a.WeightDecay = math.NaN() }, "weight decay must be 0 or more and finite, got NaN"},
+		{"rate in float32", pm, data, func(a *Arguments) { a.LearningRate = 1e300 }, "LearningRate is 1e+300, which with AdamW's constants"},
+		{"norm in float32", pm, data, func(a *Arguments) { a.MaxGradNorm = 1e-60 }, "MaxGradNorm is 1e-60"},
+		{"norm is no number", pm, data, func(a *Arguments) { a.MaxGradNorm = math.NaN() }, "MaxGradNorm is NaN"},
+		{"ratio is no number", pm, data, func(a *Arguments) { a.WarmupRatio = math.NaN() }, "WarmupRatio is NaN"},
+		{"empty eval", pm, data, func(a *Arguments) { a.EvalDataset = &Dataset{} }, "EvalDataset is empty"},
 		{"ratio", pm, data, func(a *Arguments) { a.WarmupRatio = 2 }, "WarmupRatio is 2"},
 		{"warm-up", pm, data, func(a *Arguments) { a.WarmupSteps, a.MaxSteps = 5, 3 }, "5 warm-up steps in a training of 3"},
 		{"eval without data", pm, data, func(a *Arguments) { a.EvalStrategy = EvalEpoch }, "EvalDataset is nil"},
