@@ -104,7 +104,7 @@ func TestDropoutOfMicroBatches(t *testing.T) {
 			b := toyBatch(8, 9, uint64(i))
 			want, err := whole.step(t.Context(), one, []Batch{b}, 1e-2)
 			require.NoError(t, err)
-			got, err := micro.step(t.Context(), two, b.split(2), 1e-2)
+			got, err := micro.step(t.Context(), two, b.split(2, 1), 1e-2)
 			require.NoError(t, err)
 			require.InEpsilon(t, want.loss, got.loss, 1e-5)
 		}

@@ -10,10 +10,24 @@ import (
 
 // Loss is what training minimises: the sum of a loss over the batch's targets,
 // divided over the whole optimizer step by their number.
+//
+// The rows of a batch are independent of one another: a step is computed in several
+// calls, for its micro-batches and, on the Go backend, for pieces of these. A loss that
+// relates rows implements [RowGroups].
 type Loss interface {
 	// Loss builds the sum and the number of targets as float32 scalars. It is graph
 	// building code and panics on errors.
 	Loss(r *Run, b BatchNodes) (sum, count *graph.Node)
+}
+
+// RowGroups is implemented by a [Loss] that relates rows of a batch. Micro-batches are
+// computed apart from one another nevertheless. The last rows of an epoch's last batch
+// may be padding: no target in them counts.
+type RowGroups interface {
+	// RowsTogether is the number of successive rows that must not be computed apart;
+	// 0: no batch is ever cut. With n > 1 a batch has a multiple of n rows, and the
+	// data set's order is kept.
+	RowsTogether() int
 }
 
 // BatchNodes is a [Batch] while a graph is built.

@@ -14,12 +14,17 @@ import (
 // order gradients are added, and so the last bits of the result.
 const defaultParts = 4
 
-// split cuts a batch into at most parts runs of rows.
-func (b Batch) split(parts int) []Batch {
-	parts = min(parts, b.Rows)
+// split cuts a batch into at most parts runs of rows, between groups of together rows
+// only; 0: not at all.
+func (b Batch) split(parts, together int) []Batch {
+	if together == 0 || b.Rows%together != 0 {
+		return []Batch{b}
+	}
+	groups := b.Rows / together
+	parts = min(parts, groups)
 	out := make([]Batch, 0, parts)
 	for i := range parts {
-		from, to := i*b.Rows/parts, (i+1)*b.Rows/parts
+		from, to := i*groups/parts*together, (i+1)*groups/parts*together
 		rows := func(values []int32) []int32 {
 			if values == nil {
 				return nil
@@ -37,7 +42,7 @@ func (b Batch) split(parts int) []Batch {
 // inParts runs the gradients program on the pieces of a batch side by side, one
 // core each, and adds their results to sums in order.
 func (s *stepper) inParts(sums []*tensors.Tensor, b Batch, call func(zeros []*tensors.Tensor, part Batch) ([]*tensors.Tensor, error)) ([]*tensors.Tensor, error) {
-	pieces := b.split(s.config.parts)
+	pieces := b.split(s.config.parts, s.together)
 	results := make([][]*tensors.Tensor, len(pieces))
 	err := inParallel(len(pieces), func(i int) (err error) {
 		zeros := make([]*tensors.Tensor, len(sums))

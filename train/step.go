@@ -38,6 +38,8 @@ type stepper struct {
 	lm      site.LanguageModel
 	config  stepConfig
 	layouts []*peft.Layout
+	// together is RowGroups.RowsTogether of the loss, 1 without.
+	together int
 	// large marks, for each value argument, tensors that are donated to the program.
 	large []bool
 
@@ -77,7 +79,12 @@ func newStepper(pm *peft.PeftModel, config stepConfig) (*stepper, error) {
 		return nil, err
 	}
 	config.adamw = config.adamw.withDefaults()
-	s := &stepper{pm: pm, lm: lm, config: config, execs: map[programKey]*model.Exec{}}
+	s := &stepper{pm: pm, lm: lm, config: config, together: 1, execs: map[programKey]*model.Exec{}}
+	if groups, ok := config.loss.(RowGroups); ok {
+		if s.together = groups.RowsTogether(); s.together < 0 {
+			return nil, fmt.Errorf("train: loss %T keeps %d rows together, want 0 or more", config.loss, s.together)
+		}
+	}
 	for _, name := range pm.Active() {
 		layout, err := pm.Layout(name)
 		if err != nil {
@@ -226,7 +233,7 @@ func (s *stepper) evaluate(values []*tensors.Tensor, b Batch) (sum float64, targ
 	if err != nil {
 		return 0, 0, fmt.Errorf("train: evaluation: %w", err)
 	}
-	pieces := b.split(max(1, s.config.parts))
+	pieces := b.split(max(1, s.config.parts), s.together)
 	reports := make([][]float64, len(pieces))
 	err = inParallel(len(pieces), func(i int) error {
 		batch := batchTensors(pieces[i])

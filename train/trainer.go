@@ -53,6 +53,9 @@ func NewTrainer(pm *peft.PeftModel, data *Dataset, args Arguments) (*Trainer, er
 	if t.stepper, err = newStepper(pm, config); err != nil {
 		return nil, err
 	}
+	if err := t.checkGroups(); err != nil {
+		return nil, err
+	}
 	for name, d := range map[string]*Dataset{"data set": data, "EvalDataset": args.EvalDataset} {
 		if err := t.checkTokens(d); err != nil {
 			return nil, fmt.Errorf("train: %s: %w", name, err)
@@ -79,6 +82,21 @@ func (t *Trainer) plan() error {
 	}
 	t.schedule = t.args.schedule(t.maxSteps)
 	return t.schedule.Validate()
+}
+
+// checkGroups refuses batches that would tear apart the rows that a loss relates.
+func (t *Trainer) checkGroups() error {
+	n := t.stepper.together
+	switch a := t.args; {
+	case n <= 1:
+		return nil
+	case a.PerDeviceTrainBatchSize%n != 0 || a.PerDeviceEvalBatchSize%n != 0:
+		return fmt.Errorf("train: loss %T keeps %d rows together, but batches have %d rows in training and %d in evaluation",
+			a.Loss, n, a.PerDeviceTrainBatchSize, a.PerDeviceEvalBatchSize)
+	case !a.NoShuffle || a.GroupByLength:
+		return fmt.Errorf("train: loss %T keeps %d successive rows together: set NoShuffle, and not GroupByLength", a.Loss, n)
+	}
+	return nil
 }
 
 // checkTokens refuses tokens that the model does not have: looking one up would
