@@ -3,11 +3,13 @@ package train
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/gomlx/core/tensors"
 
+	"github.com/gopeft/gopeft/internal/backend"
 	"github.com/gopeft/gopeft/peft"
 )
 
@@ -65,9 +67,12 @@ func (s *state) replace(results []*tensors.Tensor) {
 	s.values, s.m, s.v, s.shared = results[:n:n], results[n:2*n:2*n], results[2*n:3*n:3*n], false
 }
 
+// manyValues are worth a run of the garbage collector: 16 MiB.
+const manyValues = 4 << 20
+
 // publish gives the values to the model, which keeps them.
 func (s *state) publish(pm *peft.PeftModel) error {
-	values := s.values
+	values, replaced := s.values, 0
 	for _, name := range pm.Active() {
 		layout, err := pm.Layout(name)
 		if err != nil {
@@ -77,7 +82,15 @@ func (s *state) publish(pm *peft.PeftModel) error {
 		if err := pm.SetValues(name, values[:n]); err != nil {
 			return err
 		}
+		replaced += layout.NumValues()
 		values = values[n:]
+	}
+	// The values published before are not ours to free: a program may be running on
+	// them. Nobody else will, and the garbage collector, which frees a device's buffer
+	// with the last tensor that refers to it, does not see how large it is and may not
+	// run for long. So it is asked to, where a second copy could be the one too many.
+	if replaced >= manyValues && !s.shared && !backend.IsGo(pm.Base().Backend()) {
+		runtime.GC()
 	}
 	s.shared = true
 	return nil

@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"runtime/debug"
 	"testing"
+	"time"
 
+	"github.com/gomlx/go-xla/pjrt"
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/stretchr/testify/require"
@@ -137,7 +140,7 @@ func TestAccumulationEqualsOneBatch(t *testing.T) {
 			batch := toyBatch(4, 9, uint64(i))
 			want, err := whole.step(t.Context(), one, []Batch{batch}, 1e-2)
 			require.NoError(t, err)
-			got, err := split.step(t.Context(), four, batch.split(4), 1e-2)
+			got, err := split.step(t.Context(), four, batch.split(4, 1), 1e-2)
 			require.NoError(t, err)
 			require.Equal(t, want.targets, got.targets)
 			require.InEpsilon(t, want.loss, got.loss, 1e-5)
@@ -228,7 +231,7 @@ func TestBaseNeverChanges(t *testing.T) {
 	start := hostValues(t, values)
 	s, st := newTestStepper(t, pm, stepConfig{})
 	for i := range 3 {
-		_, err := s.step(t.Context(), st, toyBatch(4, 8, uint64(i)).split(2), 1e-1)
+		_, err := s.step(t.Context(), st, toyBatch(4, 8, uint64(i)).split(2, 1), 1e-1)
 		require.NoError(t, err)
 	}
 	require.Equal(t, before, snapshot())
@@ -249,7 +252,7 @@ func TestNotFiniteLeavesStateAlone(t *testing.T) {
 				pm := newToyPeft(t, false, toyConfig{Targets: []string{"layers.0.mix"}, Big: big})
 				s, st := newTestStepper(t, pm, stepConfig{maxGradNorm: 1})
 				batch := toyBatch(4, 8, 1)
-				_, err := s.step(t.Context(), st, batch.split(micro), 1e-2)
+				_, err := s.step(t.Context(), st, batch.split(micro, 1), 1e-2)
 				require.NoError(t, err)
 				values := hostValues(t, st.values)
 				broken := hostValues(t, st.values)
@@ -258,7 +261,7 @@ func TestNotFiniteLeavesStateAlone(t *testing.T) {
 				st.values = []*tensors.Tensor{tensors.FromFlatDataAndDimensions(broken[0], len(broken[0]))}
 				st.values = append(st.values, good[1:]...)
 				m, v := hostValues(t, st.m), hostValues(t, st.v)
-				_, err = s.step(t.Context(), st, batch.split(micro), 1e-2)
+				_, err = s.step(t.Context(), st, batch.split(micro, 1), 1e-2)
 				require.ErrorIs(t, err, ErrNotFinite)
 				require.ErrorContains(t, err, "step 2")
 				require.Equal(t, 1, st.step)
@@ -266,7 +269,7 @@ func TestNotFiniteLeavesStateAlone(t *testing.T) {
 				require.Equal(t, m, hostValues(t, st.m))
 				require.Equal(t, v, hostValues(t, st.v))
 				st.values[0] = good[0]
-				_, err = s.step(t.Context(), st, batch.split(micro), 1e-2)
+				_, err = s.step(t.Context(), st, batch.split(micro, 1), 1e-2)
 				require.NoError(t, err, "the state can go on")
 			})
 		}
@@ -296,10 +299,33 @@ func TestLargeTensors(t *testing.T) {
 	// another adapter; that accumulation agrees with the fused program is enough.
 	again, other := newTestStepper(t, pm, stepConfig{maxGradNorm: 1, adamw: AdamW{WeightDecay: 0.1}})
 	for i := range 3 {
-		_, err := again.step(t.Context(), other, toyBatch(4, 8, uint64(i)).split(2), 1e-3)
+		_, err := again.step(t.Context(), other, toyBatch(4, 8, uint64(i)).split(2, 1), 1e-3)
 		require.NoError(t, err)
 	}
 	requireClose(t, big, hostValues(t, other.values)[1], 1e-6)
+}
+
+// Large values that were published earlier leave the device when others replace them.
+func TestPublishFreesLargeTensors(t *testing.T) {
+	if backend.IsGo(testBackend(t)) {
+		t.Skip("on the Go backend values are ordinary memory")
+	}
+	pm := newToyPeft(t, false, toyConfig{Targets: []string{"layers.0.mix"}, Big: true})
+	s, st := newTestStepper(t, pm, stepConfig{})
+	runtime.GC()
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // the collector does not run by itself
+	var alive int64
+	for i := range 4 {
+		_, err := s.step(t.Context(), st, []Batch{toyBatch(4, 8, uint64(i))}, 1e-3)
+		require.NoError(t, err)
+		require.NoError(t, st.publish(pm))
+		if i == 0 {
+			time.Sleep(50 * time.Millisecond) // what was freed is freed by another goroutine
+			alive = pjrt.BuffersAlive()
+		}
+		require.Eventually(t, func() bool { return pjrt.BuffersAlive() <= alive }, 5*time.Second, time.Millisecond, "publication %d", i+1)
+	}
+	require.NoError(t, st.values[1].CheckValid())
 }
 
 func TestBadSteps(t *testing.T) {
