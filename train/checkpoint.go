@@ -37,6 +37,8 @@ type trainerState struct {
 	Backend    string       `json:"backend"`
 	// Rows is the size of the data set, for an error that says more than a fingerprint.
 	Rows int `json:"rows"`
+	// Base is the model that was trained on.
+	Base baseState `json:"base"`
 	// Arguments are the settings that decide the result, by name.
 	Arguments map[string]any `json:"arguments"`
 	// Adapters are the configurations of the trained adapters, in order.
@@ -82,6 +84,10 @@ func (r *run) writeCheckpoint(dir string) error {
 	if err != nil {
 		return err
 	}
+	base, err := r.base()
+	if err != nil {
+		return err
+	}
 	if err := saveAdapters(r.pm, dir); err != nil {
 		return err
 	}
@@ -94,7 +100,7 @@ func (r *run) writeCheckpoint(dir string) error {
 	}
 	data, err := json.MarshalIndent(trainerState{
 		Version: checkpointVersion, GlobalStep: r.state.step, MaxSteps: r.maxSteps, Epoch: r.epoch(), Seed: r.args.Seed,
-		Sampler: r.sampler.State(), Backend: r.pm.Base().Backend().Name(), Rows: r.data.Len(),
+		Sampler: r.sampler.State(), Backend: r.pm.Base().Backend().Name(), Rows: r.data.Len(), Base: base,
 		Arguments: r.decisive(), Adapters: adapters, tally: r.tally,
 	}, "", " ")
 	if err != nil {

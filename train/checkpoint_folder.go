@@ -116,6 +116,8 @@ func parseState(data []byte) (*trainerState, error) {
 	switch {
 	case s.Version != checkpointVersion:
 		return nil, fmt.Errorf("version %d, want %d", s.Version, checkpointVersion)
+	case s.Base.Fingerprint == "":
+		return nil, errors.New("base.fingerprint is missing")
 	case s.GlobalStep < 0 || s.Targets < 0 || s.Tokens < 0 || s.Pending.Targets < 0 || s.Pending.Tokens < 0:
 		return nil, fmt.Errorf("negative counts: global_step %d, targets %d, tokens %d", s.GlobalStep, s.Targets, s.Tokens)
 	}

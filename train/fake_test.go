@@ -1,6 +1,7 @@
 package train
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -27,6 +28,8 @@ type toy struct {
 	backend compute.Backend
 	store   *model.Store
 	tied    bool
+	// modelType stands in for "toy".
+	modelType string
 }
 
 const (
@@ -72,7 +75,7 @@ func testBackend(t testing.TB) compute.Backend {
 func (m *toy) Backend() compute.Backend    { return m.backend }
 func (m *toy) Store() *model.Store         { return m.store }
 func (m *toy) DType() dtypes.DType         { return dtypes.Float32 }
-func (m *toy) ModelType() string           { return "toy" }
+func (m *toy) ModelType() string           { return cmp.Or(m.modelType, "toy") }
 func (m *toy) NameOrPath() string          { return "toy" }
 func (m *toy) Modules() []site.Module      { return toyModules(m.tied) }
 func (m *toy) Head() site.Module           { return toyModules(m.tied)[3] }

@@ -109,6 +109,15 @@ func (r *run) checkSame(saved *trainerState) error {
 	} else if want := r.sampler.State().Fingerprint; saved.Sampler.Fingerprint != want && len(errs) == 0 {
 		errs = append(errs, errors.New("the data set has other content"))
 	}
+	base, err := r.base()
+	if err != nil {
+		return err
+	}
+	if saved.Base.ModelType != base.ModelType {
+		errs = append(errs, fmt.Errorf("the base is of type %q, it was %q", base.ModelType, saved.Base.ModelType))
+	} else if saved.Base.Fingerprint != base.Fingerprint {
+		errs = append(errs, errors.New("the base is another model: its parameters or their values differ"))
+	}
 	adapters, err := r.adapterStates()
 	if err != nil {
 		return err

@@ -9,9 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/stretchr/testify/require"
 
 	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/site"
 )
 
 // expiring is a context that is cancelled at the n-th look at it, and so at every
@@ -95,6 +97,17 @@ func TestResumeIsBitEqual(t *testing.T) {
 		requireSameLog(t, filepath.Dir(whole.Checkpoint), args.OutputDir)
 	}
 	require.Len(t, steps, 11, "every step from 0 to 10")
+}
+
+// changedToy is a toy one of whose parameters has one other value.
+func changedToy(t testing.TB, parameter string) *toy {
+	t.Helper()
+	m := newToy(t, false)
+	v := m.store.GetVariable(site.VariablePath(parameter))
+	values := tensors.MustCopyFlatData[float32](v.MustValue())
+	values[len(values)-1] += 1
+	require.NoError(t, v.SetValue(tensors.FromFlatDataAndDimensions(values, v.Shape().Dimensions...)))
+	return m
 }
 
 func setValues(t testing.TB, pm *peft.PeftModel, values map[string][]float32) {
@@ -214,6 +227,23 @@ func TestResumeRefusesAnotherTraining(t *testing.T) {
 			require.Equal(t, before, valuesOf(t, pm))
 		})
 	}
+	for name, c := range map[string]struct {
+		base *toy
+		want string
+	}{
+		"another base's weights": {changedToy(t, "layers.1.mix.weight"), "the base is another model"},
+		"another base's shapes":  {newToy(t, true), "the base is another model"},
+		"another type of base":   {&toy{backend: testBackend(t), store: newToy(t, false).store, modelType: "other"}, `the base is of type "other", it was "toy"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pm, err := peft.GetPeftModel(c.base, other)
+			require.NoError(t, err)
+			args := args
+			args.ResumeFromCheckpoint = saved.Checkpoint
+			_, err = newToyTrainer(t, pm, args).Train(t.Context())
+			require.ErrorContains(t, err, c.want)
+		})
+	}
 	t.Run("another adapter's name", func(t *testing.T) {
 		pm := toyModel(t)
 		require.NoError(t, pm.AddAdapter(other, peft.Options{Name: "second"}))
@@ -283,6 +313,7 @@ func TestResumeDamagedCheckpoint(t *testing.T) {
 		{"no tensors", optimizer, nil, true, optimizerFile},
 		{"half the tensors", optimizer, good[optimizer][:len(good[optimizer])-4], true, optimizerFile},
 		{"later version", state, edit(func(m map[string]any) { m["version"] = 2 }), true, "version 2, want 1"},
+		{"no base", state, edit(func(m map[string]any) { delete(m, "base") }), true, "base.fingerprint is missing"},
 		{"negative step", state, edit(func(m map[string]any) { m["global_step"] = -2 }), true, "negative counts"},
 		{"place outside the data", state, edit(func(m map[string]any) { m["sampler"].(map[string]any)["cursor"] = 99 }), false, "batch 99 of epoch 0"},
 		{"other tensors", optimizer, []byte(strings.Replace(string(good[optimizer]), "exp_avg_sq", "exp_avg_xx", 1)), false, "exp_avg_sq"},
@@ -316,8 +347,8 @@ func TestNoCheckpoint(t *testing.T) {
 }
 
 func FuzzTrainerState(f *testing.F) {
-	f.Add([]byte(`{"version":1,"global_step":4,"sampler":{"epoch":0,"cursor":2,"fingerprint":"x"},"adapters":[{"name":"default","config":{}}]}`))
-	f.Add([]byte(`{"version":1,"log_history":[{"step":1,"loss":1e999}]}`))
+	f.Add([]byte(`{"version":1,"global_step":4,"base":{"model_type":"llama","fingerprint":"x"},"sampler":{"epoch":0,"cursor":2,"fingerprint":"x"},"adapters":[{"name":"default","config":{}}]}`))
+	f.Add([]byte(`{"version":1,"base":{"fingerprint":"x"},"log_history":[{"step":1,"loss":1e999}]}`))
 	f.Add([]byte(`{"version":2}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		s, err := parseState(data)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"sync"
 
 	"github.com/gopeft/gopeft/internal/backend"
 	"github.com/gopeft/gopeft/peft"
@@ -20,6 +21,8 @@ type Trainer struct {
 	stepper  *stepper
 	maxSteps int
 	schedule Schedule
+	// base describes the base, read once.
+	base     func() (baseState, error)
 	plotLoss func(path string, records []LogRecord) error // PlotLoss, except in tests
 }
 
@@ -39,6 +42,7 @@ func NewTrainer(pm *peft.PeftModel, data *Dataset, args Arguments) (*Trainer, er
 		return nil, fmt.Errorf("train: output folder %q: it is a file, want a folder", args.OutputDir)
 	}
 	t := &Trainer{pm: pm, data: data, args: args.withDefaults(), plotLoss: PlotLoss}
+	t.base = sync.OnceValues(func() (baseState, error) { return describeBase(pm.Base()) })
 	if err := t.plan(); err != nil {
 		return nil, err
 	}

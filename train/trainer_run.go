@@ -96,6 +96,9 @@ func (t *Trainer) start() (_ *run, err error) {
 	if err := cleanFolder(t.args.OutputDir); err != nil {
 		return nil, fmt.Errorf("train: output folder %q: %w", t.args.OutputDir, err)
 	}
+	if _, err := t.base(); err != nil { // before hours of training, not at the first checkpoint
+		return nil, err
+	}
 	path := filepath.Join(t.args.OutputDir, logFile)
 	if t.args.ResumeFromCheckpoint != "" {
 		imported, err := r.resume()
