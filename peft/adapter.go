@@ -29,6 +29,9 @@ type Param struct {
 	Shape []int
 	// Init fills the initial values; r depends only on the seed and Name. nil: zeros.
 	Init func(r *rand.Rand, values []float32) error
+	// NoDecay exempts the tensor from weight decay, as transformers' Trainer does
+	// biases and the weights of norms.
+	NoDecay bool
 }
 
 // Size returns the number of elements.

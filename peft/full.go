@@ -73,7 +73,10 @@ func (c Full) Attach(base site.Base) (Adapter, error) {
 	for _, p := range base.Parameters() {
 		if chosen[owner(p.Name)] {
 			a.replaced[p.Name] = true
-			a.params = append(a.params, Param{Name: p.Name, Shape: slices.Clone(p.Shape), Init: baseInit(base, p)})
+			a.params = append(a.params, Param{
+				Name: p.Name, Shape: slices.Clone(p.Shape), Init: baseInit(base, p),
+				NoDecay: len(p.Shape) == 1, // biases and norms
+			})
 		}
 	}
 	return a, nil

@@ -82,6 +82,9 @@ func TestFullTargets(t *testing.T) {
 	layout, err := pm.Layout(peft.DefaultAdapter)
 	require.NoError(t, err)
 	require.Len(t, layout.Params(), 2)
+	for _, p := range layout.Params() {
+		require.Equal(t, len(p.Shape) == 1, p.NoDecay, "%s %v", p.Name, p.Shape)
+	}
 	require.ErrorContains(t, pm.SavePretrained(t.TempDir()), "use Merge to write a checkpoint")
 	_, err = peft.GetPeftModel(base, peft.Full{TargetModules: peft.Modules("lm_haed")})
 	require.EqualError(t, err, `peft: full fine-tuning: target module "lm_haed" matches nothing; did you mean "lm_head"?`)

@@ -74,6 +74,30 @@ func (l *Layout) NumValues() int {
 	return n
 }
 
+// DecaySpan is a number of successive elements of an argument.
+type DecaySpan struct {
+	Size    int
+	NoDecay bool
+}
+
+// DecaySpans divides each argument into spans of elements that weight decay applies to, or
+// does not.
+func (l *Layout) DecaySpans() [][]DecaySpan {
+	out := make([][]DecaySpan, l.NumArguments())
+	for i, p := range l.params {
+		spans := &out[max(0, -l.offset[i])]
+		if n := len(*spans); n > 0 && (*spans)[n-1].NoDecay == p.NoDecay {
+			(*spans)[n-1].Size += p.Size()
+		} else {
+			*spans = append(*spans, DecaySpan{p.Size(), p.NoDecay})
+		}
+	}
+	if l.flat == 0 {
+		out[0] = []DecaySpan{{Size: l.FlatSize()}}
+	}
+	return out
+}
+
 // Init returns the initial values: each tensor from a generator seeded by (seed,
 // name), so that neither order nor other adapters change it.
 func (l *Layout) Init(seed uint64) ([]*tensors.Tensor, error) { return l.initOn(nil, seed) }

@@ -84,6 +84,19 @@ func TestLayout(t *testing.T) {
 	require.EqualError(t, err, `peft: initial values of "a": gone`)
 }
 
+func TestDecaySpans(t *testing.T) {
+	l, err := NewLayout([]Param{
+		{Name: "a", Shape: []int{2, 3}}, {Name: "b", Shape: []int{4}}, {Name: "norm", Shape: []int{5}, NoDecay: true},
+		{Name: "large", Shape: []int{largeTensor + 1}, NoDecay: true}, {Name: "bias", Shape: []int{7}, NoDecay: true},
+		{Name: "other", Shape: []int{2, largeTensor}}, {Name: "c", Shape: []int{1, 1}},
+	})
+	require.NoError(t, err)
+	require.Equal(t, [][]DecaySpan{{{Size: 10}, {5 + 7, true}, {Size: 1}}, {{largeTensor + 1, true}}, {{Size: 2 * largeTensor}}}, l.DecaySpans())
+	l, err = NewLayout([]Param{{Name: "large", Shape: []int{largeTensor + 1}, NoDecay: true}})
+	require.NoError(t, err)
+	require.Equal(t, [][]DecaySpan{{{Size: 1}}, {{largeTensor + 1, true}}}, l.DecaySpans())
+}
+
 // Reading leaves no second copy of a tensor on the host where the device has its own memory.
 func TestCopyFloats(t *testing.T) {
 	b := backendtest.Open(t)

@@ -6,6 +6,8 @@ import (
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/graph"
+
+	"github.com/gopeft/gopeft/peft"
 )
 
 // AdamW holds the constants of Adam with decoupled weight decay (Loshchilov and
@@ -55,15 +57,35 @@ func (a AdamW) scalars(step int, lr float64) []float32 {
 	}
 }
 
-// update builds one AdamW step on a tensor of any shape; scalars is the node of [AdamW.scalars].
-func (a AdamW) update(value, m, v, gradient, scalars *graph.Node) (newValue, newM, newV *graph.Node) {
+// update builds one AdamW step on a tensor of any shape; scalars is the node of
+// [AdamW.scalars], spans says which of its elements decay.
+func (a AdamW) update(value, m, v, gradient, scalars *graph.Node, spans []peft.DecaySpan) (newValue, newM, newV *graph.Node) {
 	at := func(i int) *graph.Node { return graph.Reshape(graph.Slice(scalars, graph.AxisElem(i))) }
 	gradient = graph.ConvertDType(gradient, dtypes.Float32)
 	newM = graph.Add(graph.MulScalar(m, a.Beta1), graph.MulScalar(gradient, 1-a.Beta1))
 	newV = graph.Add(graph.MulScalar(v, a.Beta2), graph.MulScalar(graph.Square(gradient), 1-a.Beta2))
 	denominator := graph.AddScalar(graph.Mul(graph.Sqrt(newV), at(1)), a.Epsilon)
-	newValue = graph.Sub(graph.Mul(value, at(2)), graph.Div(graph.Mul(newM, at(0)), denominator))
+	newValue = graph.Sub(decayed(value, at(2), spans), graph.Div(graph.Mul(newM, at(0)), denominator))
 	return newValue, newM, newV
+}
+
+// decayed multiplies those elements of value by factor that decay.
+func decayed(value, factor *graph.Node, spans []peft.DecaySpan) *graph.Node {
+	if len(spans) == 1 {
+		if spans[0].NoDecay {
+			return value
+		}
+		return graph.Mul(value, factor)
+	}
+	var factors []*graph.Node
+	for _, span := range spans {
+		f := graph.OnesLike(factor)
+		if !span.NoDecay {
+			f = factor
+		}
+		factors = append(factors, graph.BroadcastToDims(f, span.Size))
+	}
+	return graph.Mul(value, graph.Concatenate(factors, 0))
 }
 
 // clip scales gradients so that their global norm is at most maxNorm (0: no

@@ -52,7 +52,8 @@ type Arguments struct {
 	WarmupSteps int
 	// WarmupRatio is the same as a part of all steps, rounded up; WarmupSteps comes first.
 	WarmupRatio float64
-	// WeightDecay is AdamW's, on all trained tensors.
+	// WeightDecay is AdamW's, on all trained tensors but those of peft.Param.NoDecay:
+	// with [peft.Full], as in transformers, biases and the weights of norms.
 	WeightDecay float64
 	// AdamBeta1, AdamBeta2 and AdamEpsilon are AdamW's. 0: 0.9, 0.999, 1e-8.
 	AdamBeta1, AdamBeta2, AdamEpsilon float64

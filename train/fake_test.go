@@ -147,6 +147,8 @@ type toyConfig struct {
 	Big bool `json:"big"`
 	// ZeroB starts at B = 0, as LoRA does.
 	ZeroB bool `json:"zero_b"`
+	// NoDecay are tensors without weight decay.
+	NoDecay []string `json:"no_decay"`
 	// Full trains a copy of this base parameter instead.
 	Full string `json:"full"`
 }
@@ -212,6 +214,9 @@ func (a *toyAdapter) Params() []peft.Param {
 			copy(values, tensors.MustCopyFlatData[float32](variable.MustValue()))
 			return nil
 		}})
+	}
+	for i := range out {
+		out[i].NoDecay = slices.Contains(a.config.NoDecay, out[i].Name)
 	}
 	return out
 }

@@ -92,7 +92,7 @@ func (s *stepper) apply(values, m, v []*graph.Node, scalars *graph.Node, gradien
 	n := len(values)
 	out := make([]*graph.Node, 3*n, 3*n+1)
 	for i := range values {
-		out[i], out[n+i], out[2*n+i] = s.config.adamw.update(values[i], m[i], v[i], clipped[i], scalars)
+		out[i], out[n+i], out[2*n+i] = s.config.adamw.update(values[i], m[i], v[i], clipped[i], scalars, s.spans[i])
 		if s.large[i] {
 			out[i] = graph.Where(ok, out[i], values[i])
 			out[n+i] = graph.Where(ok, out[n+i], m[i])

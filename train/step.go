@@ -42,6 +42,8 @@ type stepper struct {
 	together int
 	// large marks, for each value argument, tensors that are donated to the program.
 	large []bool
+	// spans say which elements of each value argument decay.
+	spans [][]peft.DecaySpan
 
 	mu    sync.Mutex
 	execs map[programKey]*model.Exec
@@ -91,6 +93,7 @@ func newStepper(pm *peft.PeftModel, config stepConfig) (*stepper, error) {
 			return nil, err
 		}
 		s.layouts = append(s.layouts, layout)
+		s.spans = append(s.spans, layout.DecaySpans()...)
 		for i := range layout.NumArguments() {
 			s.large = append(s.large, i > 0)
 		}

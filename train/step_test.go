@@ -5,6 +5,7 @@ import (
 	"math"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"testing"
 	"time"
 
@@ -182,6 +183,52 @@ func TestStepMatchesReference(t *testing.T) {
 			want := float64(before[i])*(1-lr*0.1) - lr*m[i]/(1-math.Pow(0.8, float64(step)))/hat
 			require.InDelta(t, want, after[i], 1e-5, "step %d, element %d", step, i)
 		}
+	}
+}
+
+// Tensors of NoDecay follow AdamW without decay, beside others in the flat vector and as
+// large tensors of their own: what decay adds to one step is -lr·decay·value.
+func TestNoDecay(t *testing.T) {
+	const lr, decay = 0.02, 0.1
+	for _, c := range []struct {
+		name string
+		toyConfig
+	}{
+		{"flat", toyConfig{Targets: mixTargets, NoDecay: []string{"layers.0.mix.lora_B.weight", "layers.1.mix.lora_A.weight"}}},
+		{"large", toyConfig{Targets: mixTargets[:1], Big: true, NoDecay: []string{"layers.0.mix.big"}}},
+		{"beside large", toyConfig{Targets: mixTargets[:1], Big: true, NoDecay: []string{"layers.0.mix.lora_A.weight"}}},
+		{"all", toyConfig{Targets: mixTargets[:1], NoDecay: []string{"layers.0.mix.lora_A.weight", "layers.0.mix.lora_B.weight"}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			pm := newToyPeft(t, false, c.toyConfig)
+			layout, err := pm.Layout(peft.DefaultAdapter)
+			require.NoError(t, err)
+			values := valuesOf(t, pm)
+			for i := range values["layers.0.mix.big"] { // zeros would not decay
+				values["layers.0.mix.big"][i] = 0.5 - float32(i%2)
+			}
+			setValues(t, pm, values)
+			train := func(weightDecay float64, steps int) map[string][]float32 {
+				s, st := newTestStepper(t, pm, stepConfig{maxGradNorm: 1, adamw: AdamW{WeightDecay: weightDecay}})
+				for range steps {
+					_, err := s.step(t.Context(), st, []Batch{toyBatch(4, 8, 1)}, lr)
+					require.NoError(t, err)
+				}
+				host, err := layout.Host(st.values)
+				require.NoError(t, err)
+				return host
+			}
+			start, plain, got := train(0, 0), train(0, 1), train(decay, 1)
+			for _, p := range layout.Params() {
+				for i := 0; i < p.Size(); i += 1 + p.Size()/100 {
+					want := float64(plain[p.Name][i])
+					if !slices.Contains(c.NoDecay, p.Name) {
+						want -= lr * decay * float64(start[p.Name][i])
+					}
+					require.InDelta(t, want, got[p.Name][i], 1e-6, "%s, element %d", p.Name, i)
+				}
+			}
+		})
 	}
 }
 
