@@ -12,7 +12,8 @@ func TestPrepareCUDA(t *testing.T) {
 	site := t.TempDir()
 	jax := filepath.Join(site, "jax_plugins", "xla_cuda13", "xla_cuda_plugin.so")
 	cu13 := filepath.Join(site, "nvidia", "cu13")
-	const merger = "--xla_gpu_dot_merger_threshold_mb=1"
+	const graphs = "--xla_gpu_enable_command_buffer="
+	const merger = "--xla_gpu_dot_merger_threshold_mb=1 " + graphs
 	for _, c := range []struct {
 		name, plugin, flags, wantFlags, wantChecks string
 		toolkit                                    bool
@@ -22,7 +23,7 @@ func TestPrepareCUDA(t *testing.T) {
 		{name: "no toolkit beside it", plugin: jax, flags: "-a", wantFlags: "-a " + merger, wantChecks: "0"},
 		{name: "toolkit", plugin: jax, flags: "-a", wantFlags: "-a " + merger + " --xla_gpu_cuda_data_dir=" + cu13, wantChecks: "0", toolkit: true},
 		{name: "the user's own data", plugin: jax, flags: "--xla_gpu_cuda_data_dir=/x", wantFlags: "--xla_gpu_cuda_data_dir=/x " + merger, wantChecks: "0", toolkit: true},
-		{name: "the user's own merger", plugin: jax, flags: "--xla_gpu_dot_merger_threshold_mb=32", wantFlags: "--xla_gpu_dot_merger_threshold_mb=32 --xla_gpu_cuda_data_dir=" + cu13, wantChecks: "0", toolkit: true},
+		{name: "the user's own merger", plugin: jax, flags: "--xla_gpu_dot_merger_threshold_mb=32", wantFlags: "--xla_gpu_dot_merger_threshold_mb=32 " + graphs + " --xla_gpu_cuda_data_dir=" + cu13, wantChecks: "0", toolkit: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Setenv("XLA_FLAGS", c.flags)
