@@ -28,6 +28,7 @@ type smolAnswer struct {
 
 // TestSmolLM2: a real chat model says here what it says in transformers, and learns.
 func TestSmolLM2(t *testing.T) {
+	need(t, envPython) // other suites have envSmolLM2 too; on the Go backend this would take an hour
 	dir := need(t, envSmolLM2)
 	var golden []smolAnswer
 	readJSON(t, filepath.Join(dir, "golden.json"), &golden)
