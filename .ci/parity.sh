@@ -26,15 +26,16 @@ done
 
 # check BACKEND TEST...: runs tests of internal/parity. One that is skipped or missing fails.
 check() {
-  local backend=$1 name log="$WORK/parity.log"
+  local backend=$1 name log
   shift
   for name; do
+    log="$WORK/$name.${backend%%:*}.log"
     if ! (cd internal/parity && GOPEFT_TEST_BACKEND=$backend "$WORK/parity.test" -test.v -test.timeout 30m -test.run "^$name\$") >"$log" 2>&1; then
       cat "$log"
       echo "FAILED: $name on ${backend%%:*}"
       exit 1
     fi
-    if grep -E -- '--- SKIP' -A 3 "$log" || ! grep -q "^--- PASS: $name " "$log"; then
+    if grep -B 3 -e '--- SKIP' "$log" || ! grep -q "^--- PASS: $name " "$log"; then
       echo "FAILED: $name on ${backend%%:*} was not run"
       exit 1
     fi
