@@ -44,8 +44,8 @@ type fakeHub struct {
 
 func newFakeHub(t *testing.T, files map[string][]byte) *fakeHub {
 	h := &fakeHub{commit: testCommit, files: files}
+	h.storage = httptest.NewServer(http.HandlerFunc(h.serveStorage)) // first: the hub's handler reads it
 	h.hub = httptest.NewServer(http.HandlerFunc(h.serveHub))
-	h.storage = httptest.NewServer(http.HandlerFunc(h.serveStorage))
 	t.Cleanup(h.hub.Close)
 	t.Cleanup(h.storage.Close)
 	clearEnv(t)
