@@ -29,6 +29,7 @@ type Mismatch struct {
 	DType string
 }
 
+// String tells the tensor's name, the shape wanted and the shape found.
 func (m Mismatch) String() string {
 	return fmt.Sprintf("%q: want shape %v, got %s %v", m.Name, m.Want, m.DType, m.Got)
 }
