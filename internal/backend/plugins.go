@@ -161,8 +161,11 @@ func findPlugin(name, plugin string) (string, error) {
 	if len(all) > 0 {
 		have = strings.Join(known[2:], ", ")
 	}
-	return "", fmt.Errorf("backend: %q: no such PJRT plugin on this machine (found: %s)%s\n%s",
-		name, have, suggest.DidYouMean(plugin, known), installHelp)
+	hint := ""
+	if !slices.Contains(known, plugin) { // a right name needs a plugin, not another name
+		hint = suggest.DidYouMean(plugin, known)
+	}
+	return "", fmt.Errorf("backend: %q: no such PJRT plugin on this machine (found: %s)%s\n%s", name, have, hint, installHelp)
 }
 
 // installHelp says how to get a plugin.
