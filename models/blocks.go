@@ -42,37 +42,51 @@ func (b *Blocks) frozen(name string) *Node {
 }
 
 // apply asks the hook for the output of the module at path on x.
-func (b *Blocks) apply(path string, x *Node, base func(m site.Module, x *Node) *Node) *Node {
+func (b *Blocks) apply(path string, x *Node, base func(m site.Module, x *Node) *Node, with func(m site.Module, x, weight *Node) *Node) *Node {
 	m, ok := b.model.modules[path]
 	if !ok {
 		panic(fmt.Errorf("models: %s has no module %q", b.model.config.ModelType, path))
 	}
-	return b.Apply(&site.Site{
+	s := &site.Site{
 		Module:       m,
 		X:            x,
 		Base:         func(x *Node) *Node { return base(m, x) },
 		FrozenWeight: func() *Node { return b.frozen(m.Weight()) },
-	})
+	}
+	if with != nil {
+		s.With = func(x, weight *Node) *Node { return with(m, x, weight) }
+	}
+	return b.Apply(s)
 }
 
 // Linear is x·Wᵀ + bias: x [..., in] -> [..., out].
 func (b *Blocks) Linear(path string, x *Node) *Node {
 	return b.apply(path, x, func(m site.Module, x *Node) *Node {
-		y := graphx.MatMulT(x, b.Weight(m.Weight()))
+		y := linear(m, x, b.Weight(m.Weight()))
 		if m.Bias {
 			bias := b.Weight(m.Path + ".bias")
 			y = Add(y, ExpandLeftToRank(bias, y.Rank()))
 		}
 		return y
-	})
+	}, linear)
+}
+
+// linear is x·Wᵀ, or x·W for a weight that is stored [in, out].
+func linear(m site.Module, x, weight *Node) *Node {
+	if m.Transposed {
+		return graphx.MatMul(x, weight)
+	}
+	return graphx.MatMulT(x, weight)
 }
 
 // Embedding looks up rows: ids [batch, length] int32 -> [batch, length, features].
 func (b *Blocks) Embedding(path string, ids *Node) *Node {
 	return b.apply(path, ids, func(m site.Module, ids *Node) *Node {
-		return Gather(b.Weight(m.Weight()), InsertAxes(ids, -1))
-	})
+		return rows(m, ids, b.Weight(m.Weight()))
+	}, rows)
 }
+
+func rows(_ site.Module, ids, weight *Node) *Node { return Gather(weight, InsertAxes(ids, -1)) }
 
 // RMSNorm is x/√(mean(x²)+eps) over the last axis in float32, rounded to x's
 // dtype and then scaled, in this order as in Hugging Face's Llama
@@ -81,7 +95,7 @@ func (b *Blocks) RMSNorm(path string, x *Node, eps float64) *Node {
 	return b.recomputed([]*Node{x}, func(in []*Node) *Node {
 		return b.apply(path, in[0], func(m site.Module, x *Node) *Node {
 			return rmsNorm(x, b.Weight(m.Weight()), m.In, eps)
-		})
+		}, nil)
 	})
 }
 
@@ -97,6 +111,40 @@ func rmsNorm(x, scale *Node, features int, eps float64) *Node {
 	mean := MulScalar(ReduceAndKeep(Square(wide), ReduceSum, -1), 1/float64(features))
 	normed := Mul(wide, Reciprocal(Sqrt(AddScalar(mean, eps))))
 	return Mul(ConvertDType(normed, x.DType()), ExpandLeftToRank(scale, x.Rank()))
+}
+
+// LayerNorm is (x-mean(x))/√(var(x)+eps)·scale + offset over the last axis, computed in
+// float32 and rounded to x's dtype at the end (Ba et al. 2016, arXiv:1607.06450).
+func (b *Blocks) LayerNorm(path string, x *Node, eps float64) *Node {
+	return b.recomputed([]*Node{x}, func(in []*Node) *Node {
+		return b.apply(path, in[0], func(m site.Module, x *Node) *Node {
+			y := layerNorm(x, b.Weight(m.Weight()), m.In, eps)
+			if m.Bias {
+				bias := ConvertDType(b.Weight(m.Path+".bias"), dtypes.Float32)
+				y = Add(y, ExpandLeftToRank(bias, y.Rank()))
+			}
+			return ConvertDType(y, x.DType())
+		}, nil)
+	})
+}
+
+// layerNorm leaves out the offset; its result is float32.
+func layerNorm(x, scale *Node, features int, eps float64) *Node {
+	wide := ConvertDType(x, dtypes.Float32)
+	centred := Sub(wide, meanOfLast(x, wide, features))
+	inverse := Reciprocal(Sqrt(AddScalar(meanOfLast(x, Square(centred), features), eps))) // Rsqrt has no gradient in GoMLX
+	return Mul(Mul(centred, inverse), ExpandLeftToRank(ConvertDType(scale, dtypes.Float32), x.Rank()))
+}
+
+// meanOfLast is the mean of wide over its last axis, kept.
+func meanOfLast(x, wide *Node, features int) *Node {
+	if x.DType() == dtypes.Float32 {
+		// A sum as a matrix product: twice as fast on the Go backend, the same on XLA.
+		wide = graphx.MatMul(wide, Ones(x.Graph(), shapes.Make(dtypes.Float32, features, 1)))
+	} else {
+		wide = ReduceAndKeep(wide, ReduceSum, -1)
+	}
+	return MulScalar(wide, 1/float64(features))
 }
 
 // gated is act(gate)·up, the first half of a gated feed-forward block
@@ -126,15 +174,8 @@ func (b *Blocks) recomputed(in []*Node, f func(in []*Node) *Node) *Node {
 func parametersOf(modules []site.Module) []site.Parameter {
 	var out []site.Parameter
 	for _, m := range modules {
-		shape := []int{m.Out, m.In}
-		switch {
-		case m.Kind == site.Embedding || m.Transposed:
-			shape = []int{m.In, m.Out}
-		case m.Kind == site.Norm:
-			shape = []int{m.In}
-		}
 		if m.TiedTo == "" {
-			out = append(out, site.Parameter{Name: m.Weight(), Shape: shape})
+			out = append(out, site.Parameter{Name: m.Weight(), Shape: m.StoredShape()})
 		}
 		if m.Bias {
 			out = append(out, site.Parameter{Name: m.Path + ".bias", Shape: []int{m.Out}})

@@ -56,9 +56,51 @@ type Tokens struct {
 	// segment only, and 0 marks padding. nil: every row is one segment; this is
 	// also right for rows padded on the right, whose padding nobody reads.
 	Segments *graph.Node
+	// Types are the token types (segment A or B of an encoder's input), [batch, length]
+	// int32. nil: all 0. Models without token types ignore them.
+	Types *graph.Node
 	// Cache, if not nil, holds the keys and values of earlier passes and receives
 	// those of this one.
 	Cache *Cache
+}
+
+// Classifier is a base that maps token ids to scores of labels.
+type Classifier interface {
+	Base
+	// Classify builds the scores before softmax in p.DType: [batch, labels], or
+	// [batch, length, labels] if PerToken.
+	Classify(p *Pass, in Tokens) *graph.Node
+	// NumLabels is the number of labels.
+	NumLabels() int
+	// PerToken is true for a classifier of tokens, false for one of sequences.
+	PerToken() bool
+	// VocabSize is the number of token ids.
+	VocabSize() int
+	// MaxPositions is the longest sequence the model was made for.
+	MaxPositions() int
+}
+
+// Function is a base that is a plain function of tensors: a GoMLX model that knows
+// nothing of this library.
+type Function interface {
+	Base
+	// Call builds the model on its inputs.
+	Call(p *Pass, inputs []*graph.Node) []*graph.Node
+}
+
+// Tasked is a base made for one task.
+type Tasked interface {
+	// TaskType is the task in peft's terms: "CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", or "".
+	TaskType() string
+}
+
+// Replicator is a base that can be built with its layers in another order and number.
+type Replicator interface {
+	Base
+	// Replicate returns a base over the same store whose layers are those of the ranges
+	// [from, to), one after the other. Its module paths count the new layers; a repeated
+	// layer's modules have the same TiedTo.
+	Replicate(ranges [][2]int) (Base, error)
 }
 
 // CacheShape says what a key/value cache holds.

@@ -1,6 +1,7 @@
 package site
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/gomlx/gomlx/core/graph"
@@ -16,6 +17,8 @@ const (
 	Embedding
 	// Norm is a normalisation with a scale and perhaps an offset of shape [features].
 	Norm
+	// Convolution slides a kernel over one, two or three spatial axes, see [Conv].
+	Convolution
 )
 
 // String returns the kind's name in lower case.
@@ -27,6 +30,8 @@ func (k Kind) String() string {
 		return "embedding"
 	case Norm:
 		return "norm"
+	case Convolution:
+		return "convolution"
 	}
 	return "unknown"
 }
@@ -37,10 +42,15 @@ type Module struct {
 	Path string
 	Kind Kind
 	// In and Out are the input and output features; for an embedding In is the
-	// number of rows, for a norm both are the normalised features.
+	// number of rows, for a norm both are the normalised features, for a convolution
+	// the channels.
 	In, Out int
-	// Transposed is true when the weight is stored [in, out] (HF Conv1D, "fan in, fan out").
+	// Transposed is true when the weight is stored with its axes reversed: [in, out] for
+	// a linear (HF Conv1D, "fan in, fan out"), [kernel..., in/groups, out] for a
+	// convolution of GoMLX.
 	Transposed bool
+	// Conv describes a convolution, nil for other kinds.
+	Conv *Conv
 	// Bias is true when the module has a parameter Path+".bias".
 	Bias bool
 	// Head is true for the projection onto the vocabulary (or classes). It is not
@@ -56,6 +66,65 @@ func (m Module) Weight() string {
 		return m.TiedTo + ".weight"
 	}
 	return m.Path + ".weight"
+}
+
+// Conv is what a convolution has besides its channels.
+type Conv struct {
+	// Kernel is the size of each spatial axis: one, two or three of them.
+	Kernel []int
+	// Groups divides the channels into independent convolutions, at least 1.
+	Groups int
+	// ChannelsLast is true when inputs and outputs are [batch, spatial..., channels],
+	// not [batch, channels, spatial...].
+	ChannelsLast bool
+}
+
+// WeightShape is the shape of the module's weight in PyTorch's orientation, whatever
+// Transposed says: [out, in], [rows, features], [features], or [out, in/groups, kernel...].
+func (m Module) WeightShape() []int {
+	switch m.Kind {
+	case Embedding:
+		return []int{m.In, m.Out}
+	case Norm:
+		return []int{m.In}
+	case Convolution:
+		return append([]int{m.Out, m.In / m.Conv.Groups}, m.Conv.Kernel...)
+	}
+	return []int{m.Out, m.In}
+}
+
+// StoredShape is the shape of the weight as the base stores it, see Transposed.
+func (m Module) StoredShape() []int {
+	shape := m.WeightShape()
+	if m.Transposed {
+		shape = append(slices.Clone(shape[2:]), shape[1], shape[0])
+	}
+	return shape
+}
+
+// Stored turns a weight from PyTorch's orientation, of any number of output channels,
+// into the one that the base stores; it is the inverse of [Module.Unstored].
+func (m Module) Stored(w *graph.Node) *graph.Node {
+	if !m.Transposed {
+		return w
+	}
+	axes := make([]int, 0, w.Rank())
+	for i := 2; i < w.Rank(); i++ {
+		axes = append(axes, i)
+	}
+	return graph.TransposeAllDims(w, append(axes, 1, 0)...)
+}
+
+// Unstored turns a weight from the orientation that the base stores into PyTorch's.
+func (m Module) Unstored(w *graph.Node) *graph.Node {
+	if !m.Transposed {
+		return w
+	}
+	axes := []int{w.Rank() - 1, w.Rank() - 2}
+	for i := range w.Rank() - 2 {
+		axes = append(axes, i)
+	}
+	return graph.TransposeAllDims(w, axes...)
 }
 
 // Parameter describes one parameter of a base as its checkpoint names it.
@@ -78,7 +147,8 @@ func (p Parameter) Size() int {
 // Site is one use of a base module while a graph is built.
 type Site struct {
 	Module
-	// X is the input node: [..., In] for linear and norm, int32 ids [...] for embedding.
+	// X is the input node: [..., In] for linear and norm, int32 ids [...] for an
+	// embedding; for a convolution see [Conv].
 	X *graph.Node
 	// Base builds the base module on any input of X's kind, with the frozen
 	// weight. It may be called several times, or never.
@@ -86,6 +156,11 @@ type Site struct {
 	// FrozenWeight returns the base's weight in the pass's compute dtype, as
 	// stored ([out, in], or [in, out] when Transposed), cut off from gradients.
 	FrozenWeight func() *graph.Node
+	// With builds the module on any input with another weight and without its bias: x·Wᵀ,
+	// the rows of W, or the convolution with the base's strides, padding, dilations and
+	// groups. weight is as stored, in the pass's dtype; its outputs may be of another
+	// number. nil for a norm.
+	With func(x, weight *graph.Node) *graph.Node
 }
 
 // Hook is what a pass asks for the outputs of its modules. It is called while a
