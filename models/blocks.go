@@ -17,7 +17,14 @@ import (
 // any of them; what the hook leaves alone is cut off from gradients.
 type Blocks struct {
 	*site.Pass
-	model *Model
+	model *core
+}
+
+func newBlocks(p *site.Pass, c *core) *Blocks {
+	if p.DType == dtypes.InvalidDType {
+		panic(fmt.Errorf("models: the pass has no dtype; %s computes in %s", c.config.ModelType, c.dtype))
+	}
+	return &Blocks{Pass: p, model: c}
 }
 
 // Weight returns the value of the named parameter in the pass's dtype.

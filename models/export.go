@@ -12,6 +12,7 @@ import (
 
 	"github.com/gopeft/gopeft/internal/atomicfile"
 	"github.com/gopeft/gopeft/internal/safetensors"
+	"github.com/gopeft/gopeft/models/tokenizer"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -30,13 +31,17 @@ import (
 // config.json, generation_config.json and the tokenizer's files are copied. Weights
 // above 5 GB are written in shards.
 func (m *Model) Export(ctx context.Context, dir string, edit func(p site.Parameter, values []float32) (changed bool, err error)) error {
-	if err := m.export(ctx, dir, edit); err != nil {
+	return m.core.export(ctx, dir, m.Tokenizer, edit)
+}
+
+func (m *core) export(ctx context.Context, dir string, tok *tokenizer.Tokenizer, edit func(site.Parameter, []float32) (bool, error)) error {
+	if err := m.exportTo(ctx, dir, tok, edit); err != nil {
 		return fmt.Errorf("models: export to %q: %w", dir, err)
 	}
 	return nil
 }
 
-func (m *Model) export(ctx context.Context, dir string, edit func(site.Parameter, []float32) (bool, error)) error {
+func (m *core) exportTo(ctx context.Context, dir string, tok *tokenizer.Tokenizer, edit func(site.Parameter, []float32) (bool, error)) error {
 	if m.folder.holds(dir) {
 		return errors.New("the model was loaded from this folder: wanted another one")
 	}
@@ -50,7 +55,9 @@ func (m *Model) export(ctx context.Context, dir string, edit func(site.Parameter
 			return err
 		}
 		defer opened.Close()
-		src = opened
+		if src, err = renamed(m.network, opened); err != nil {
+			return err
+		}
 	}
 	list := make([]safetensors.Tensor, 0, len(m.Parameters()))
 	infos := make([]safetensors.TensorInfo, 0, cap(list))
@@ -73,7 +80,7 @@ func (m *Model) export(ctx context.Context, dir string, edit func(site.Parameter
 		if err := keepFiles(old, dir); err != nil {
 			return err
 		}
-		if err := m.writeConfigs(dir); err != nil {
+		if err := m.writeConfigs(dir, tok); err != nil {
 			return err
 		}
 		if err := safetensors.WriteSharded(dir, map[string]string{"format": "pt"}, list, safetensors.DefaultShardSize); err != nil {
@@ -152,7 +159,7 @@ func writeTensor(w io.Writer, src source, p site.Parameter, info safetensors.Ten
 }
 
 // writeConfigs writes what is in a model folder besides the weights.
-func (m *Model) writeConfigs(dir string) error {
+func (m *core) writeConfigs(dir string, tok *tokenizer.Tokenizer) error {
 	if err := os.WriteFile(filepath.Join(dir, configFile), m.config.JSON, 0o644); err != nil {
 		return err
 	}
@@ -167,14 +174,14 @@ func (m *Model) writeConfigs(dir string) error {
 			return err
 		}
 	}
-	if m.Tokenizer == nil {
+	if tok == nil {
 		return nil
 	}
-	return m.Tokenizer.SaveFiles(dir)
+	return tok.SaveFiles(dir)
 }
 
 // storeSource reads a model's parameters back from the device.
-type storeSource struct{ m *Model }
+type storeSource struct{ m *core }
 
 func (s storeSource) Names() []string {
 	var names []string

@@ -131,6 +131,9 @@ func (f *folder) load(ctx context.Context, name string, options Options) (*Model
 		return nil, err
 	}
 	defer src.Close()
+	if src, err = renamed(arch, src); err != nil {
+		return nil, err
+	}
 	report := compare(arch, src)
 	if !report.OK() {
 		return nil, &LoadError{Path: f.name, Report: report}
@@ -139,7 +142,7 @@ func (f *folder) load(ctx context.Context, name string, options Options) (*Model
 	if err != nil {
 		return nil, err
 	}
-	m.folder, m.Tokenizer = f, tok
+	m.folder, m.Tokenizer, m.report = f, tok, report
 	if eos != nil {
 		m.config.EOSTokenIDs = eos
 	}

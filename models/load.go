@@ -2,7 +2,6 @@ package models
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -92,29 +91,39 @@ func FromFS(ctx context.Context, fsys fs.FS, dir string, options ...Options) (*M
 
 // newModel opens the backend and makes a model without parameters.
 func newModel(arch Architecture, name string, options Options) (*Model, error) {
-	m := &Model{
-		config: arch.Config(), arch: arch, modules: map[string]site.Module{},
-		store: model.NewStore(), nameOrPath: name, backend: options.On,
+	m := &Model{arch: arch}
+	if err := m.open(arch, name, options); err != nil {
+		return nil, err
 	}
 	m.programs = newPrograms(m)
-	for _, module := range arch.Modules() {
+	return m, nil
+}
+
+// open opens the backend for a network without parameters.
+func (m *core) open(n network, name string, options Options) error {
+	*m = core{
+		config: n.Config(), network: n, modules: map[string]site.Module{},
+		store: model.NewStore(), nameOrPath: name, backend: options.On,
+	}
+	for _, module := range n.Modules() {
 		m.modules[module.Path] = module
 	}
 	if m.backend == nil {
 		b, err := backend.Open(options.Backend)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		m.backend, m.close = b, b.Finalize
+		m.backend, m.closeBackend = b, b.Finalize
 	}
 	m.recompute = backend.IsCUDA(m.backend)
 	if err := m.chooseDType(options.DType); err != nil {
-		return nil, errors.Join(err, m.Close())
+		m.close()
+		return err
 	}
-	return m, nil
+	return nil
 }
 
-func (m *Model) chooseDType(wanted dtypes.DType) error {
+func (m *core) chooseDType(wanted dtypes.DType) error {
 	m.dtype = wanted
 	switch wanted {
 	case dtypes.InvalidDType:
@@ -129,8 +138,8 @@ func (m *Model) chooseDType(wanted dtypes.DType) error {
 }
 
 // upload puts every parameter on the device, one at a time.
-func (m *Model) upload(ctx context.Context, src source) error {
-	for _, p := range m.arch.Parameters() {
+func (m *core) upload(ctx context.Context, src source) error {
+	for _, p := range m.Parameters() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -141,7 +150,7 @@ func (m *Model) upload(ctx context.Context, src source) error {
 	return nil
 }
 
-func (m *Model) uploadTensor(src source, p site.Parameter) error {
+func (m *core) uploadTensor(src source, p site.Parameter) error {
 	info, _ := src.Info(p.Name)
 	data, err := src.Bytes(p.Name)
 	if err != nil {
@@ -169,7 +178,7 @@ func aligned(data []byte, dtype safetensors.DType) []byte {
 }
 
 // setParameter makes the frozen variable of a parameter.
-func (m *Model) setParameter(name string, t *tensors.Tensor) error {
+func (m *core) setParameter(name string, t *tensors.Tensor) error {
 	v, err := m.store.CreateVariable(site.VariablePath(name), t)
 	if err != nil {
 		return err

@@ -1,15 +1,11 @@
 package models
 
 import (
-	"fmt"
 	"io"
 	"slices"
 
-	"github.com/gomlx/compute"
-	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
-	"github.com/gomlx/gomlx/ml/model"
 
 	"github.com/gopeft/gopeft/models/tokenizer"
 	"github.com/gopeft/gopeft/site"
@@ -22,17 +18,9 @@ type Model struct {
 	// Tokenizer is the folder's; nil if it has none.
 	Tokenizer *tokenizer.Tokenizer
 
-	config     Config
-	arch       Architecture
-	modules    map[string]site.Module
-	store      *model.Store
-	backend    compute.Backend
-	dtype      dtypes.DType
-	recompute  bool // see Blocks.recomputed
-	nameOrPath string
-	folder     *folder // nil for a model made in memory
-	programs   *programs
-	close      func() // closes a backend that the model opened
+	core
+	arch     Architecture
+	programs *programs
 }
 
 var (
@@ -41,36 +29,6 @@ var (
 	_ site.Exporter      = (*Model)(nil)
 	_ io.Closer          = (*Model)(nil)
 )
-
-// Config describes the model.
-func (m *Model) Config() Config { return m.config }
-
-// Backend runs the model's programs.
-func (m *Model) Backend() compute.Backend { return m.backend }
-
-// Store holds the parameters, none of them trainable.
-func (m *Model) Store() *model.Store { return m.store }
-
-// DType is the dtype of the stored parameters and, by default, of a pass.
-func (m *Model) DType() dtypes.DType { return m.dtype }
-
-// ModelType is config.json's model_type.
-func (m *Model) ModelType() string { return m.config.ModelType }
-
-// NameOrPath is what the model was loaded from, "" if it was made in memory.
-func (m *Model) NameOrPath() string { return m.nameOrPath }
-
-// Modules lists every module that can be a site, in the order of the forward pass.
-func (m *Model) Modules() []site.Module { return m.arch.Modules() }
-
-// Parameters lists every parameter once.
-func (m *Model) Parameters() []site.Parameter { return m.arch.Parameters() }
-
-// VocabSize is the number of logits.
-func (m *Model) VocabSize() int { return m.config.VocabSize }
-
-// MaxPositions is the longest sequence the model was made for.
-func (m *Model) MaxPositions() int { return m.config.MaxPositions }
 
 // CacheShape says what a key/value cache holds.
 func (m *Model) CacheShape() site.CacheShape { return m.arch.CacheShape() }
@@ -95,12 +53,7 @@ func (m *Model) Logits(p *site.Pass, hidden *graph.Node) *graph.Node {
 	return m.arch.Logits(m.blocks(p), hidden)
 }
 
-func (m *Model) blocks(p *site.Pass) *Blocks {
-	if p.DType == dtypes.InvalidDType {
-		panic(fmt.Errorf("models: the pass has no dtype; %s computes in %s", m.config.ModelType, m.dtype))
-	}
-	return &Blocks{Pass: p, model: m}
-}
+func (m *Model) blocks(p *site.Pass) *Blocks { return newBlocks(p, &m.core) }
 
 // LanguageModel is the model itself: a plain base is a view with no adapters.
 func (m *Model) LanguageModel() site.LanguageModel { return m }
@@ -120,13 +73,6 @@ func (m *Model) Close() error {
 	if m.programs != nil {
 		m.programs.close()
 	}
-	if m.store != nil {
-		m.store.Finalize()
-		m.store = nil
-	}
-	if m.close != nil {
-		m.close()
-		m.close = nil
-	}
+	m.core.close()
 	return nil
 }

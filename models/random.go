@@ -44,7 +44,7 @@ func New(ctx context.Context, configJSON []byte, seed uint64, options ...Options
 // largeMatrix is the number of elements above which a device makes them itself.
 const largeMatrix = 1 << 20
 
-func (m *Model) randomize(ctx context.Context, seed uint64) error {
+func (m *core) randomize(ctx context.Context, seed uint64) error {
 	device := newDeviceNormal(m.backend, m.dtype)
 	defer device.close()
 	for _, p := range m.Parameters() {
@@ -75,7 +75,7 @@ func parameterSeed(seed uint64, name string) uint64 {
 	return h.Sum64()
 }
 
-func (m *Model) hostInitial(p site.Parameter, seed uint64) (*tensors.Tensor, error) {
+func (m *core) hostInitial(p site.Parameter, seed uint64) (*tensors.Tensor, error) {
 	values := make([]float32, p.Size())
 	switch {
 	case strings.HasSuffix(p.Name, ".bias"):

@@ -22,6 +22,12 @@ type LoadReport struct {
 	Mismatched []Mismatch
 	// Ignored are in the checkpoint, not wanted, and known to be harmless.
 	Ignored []string
+	// Renamed holds, for each parameter that the checkpoint has under another name than
+	// the model, that name.
+	Renamed map[string]string
+	// New are parameters that the checkpoint does not have and that were initialised
+	// at random: a classifier's head.
+	New []string
 }
 
 // Mismatch is a tensor that is not what the architecture wants.
@@ -88,8 +94,11 @@ func (e *LoadError) Error() string {
 }
 
 // compare fills a report without reading any tensor.
-func compare(arch Architecture, src source) LoadReport {
+func compare(arch network, src source) LoadReport {
 	var r LoadReport
+	if s, ok := src.(*renamedSource); ok {
+		r.Renamed = s.stored
+	}
 	wanted := map[string]bool{}
 	for _, p := range arch.Parameters() {
 		wanted[p.Name] = true
@@ -133,7 +142,7 @@ func isFloat(d safetensors.DType) bool {
 // isTiedCopy reports whether a tensor is a second copy of the one its module is
 // tied to, as some programs write. A copy with other values is a head of its own
 // that config.json denies, and so is unexpected.
-func isTiedCopy(arch Architecture, src source, name string) bool {
+func isTiedCopy(arch network, src source, name string) bool {
 	for _, m := range arch.Modules() {
 		if m.TiedTo == "" || name != m.Path+".weight" {
 			continue
