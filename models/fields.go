@@ -141,6 +141,26 @@ func (f *fields) numberOr(name string, otherwise float64) float64 {
 	return x
 }
 
+// numbers is a required list of n positive numbers.
+func (f *fields) numbers(name string, n int) []float64 {
+	wanted := fmt.Sprintf("a list of %d positive numbers", n)
+	var list []float64
+	if !f.require(name, wanted) || !f.get(name, wanted, &list) {
+		return nil
+	}
+	if len(list) != n {
+		f.fail("%s: wanted %s, got %d", name, wanted, len(list))
+		return nil
+	}
+	for i, x := range list {
+		if x <= 0 {
+			f.fail("%s[%d]: wanted a positive number, got %g", name, i, x)
+			return nil
+		}
+	}
+	return list
+}
+
 // flag is a boolean with a default.
 func (f *fields) flag(name string, otherwise bool) bool {
 	b := otherwise

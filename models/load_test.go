@@ -98,8 +98,8 @@ func TestLoadErrors(t *testing.T) {
 		{"quantised", func(dir string) { editConfig(t, dir, map[string]any{"quantization_config": map[string]any{"bits": 4}}) }, []string{"quantised checkpoints are not supported yet"}},
 		{"partial rotary", func(dir string) { editConfig(t, dir, map[string]any{"partial_rotary_factor": 0.5}) }, []string{"partial_rotary_factor 0.5 is not supported"}},
 		{"rope type", func(dir string) {
-			editConfig(t, dir, map[string]any{"rope_parameters": map[string]any{"rope_type": "longrope", "rope_theta": 1e4}})
-		}, []string{`rope_parameters: rope_type "longrope" is not supported; supported are default, linear, dynamic, llama3, yarn`}},
+			editConfig(t, dir, map[string]any{"rope_parameters": map[string]any{"rope_type": "proportional", "rope_theta": 1e4}})
+		}, []string{`rope_parameters: rope_type "proportional" is not supported; supported are default, linear, dynamic, llama3, yarn, longrope`}},
 		{"rope option", func(dir string) {
 			editConfig(t, dir, map[string]any{"rope_parameters": map[string]any{"rope_type": "default", "mrope_section": []int{1, 1, 2}}})
 		}, []string{`option "mrope_section" is not supported`}},

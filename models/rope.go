@@ -12,15 +12,19 @@ import (
 )
 
 // rope is the rotary position embedding of one model: the angle of pair i at
-// position p is p·invFreq[i], and the first half of a head is paired with the
-// second (Su et al. 2021, in the layout of Hugging Face's Llama).
+// position p is p·invFreq[i], and the first half of the rotated features of a head
+// is paired with the second (Su et al. 2021, in the layout of Hugging Face's Llama).
 type rope struct {
-	// invFreq has headDim/2 inverse frequencies in radians per position.
+	// invFreq are the inverse frequencies of the pairs in radians per position. With
+	// fewer than headDim/2 of them, the rest of a head stays as it is.
 	invFreq []float32
-	// attentionFactor multiplies cos and sin (YaRN); 1 otherwise.
+	// attentionFactor multiplies cos and sin (YaRN, LongRoPE); 1 otherwise.
 	attentionFactor float64
 	// dynamic, if not nil, replaces invFreq beyond the original length.
 	dynamic *dynamicNTK
+	// long, if not nil, replaces invFreq beyond longAfter positions (LongRoPE).
+	long      []float32
+	longAfter int
 }
 
 // dynamicNTK raises the base with the length n of the sequence once it exceeds
@@ -30,28 +34,56 @@ type dynamicNTK struct {
 	maxPositions int
 }
 
+// ropeOptions is what a family says about its rotary embeddings beside the members of
+// the rope object.
+type ropeOptions struct {
+	theta        float64
+	dims         int  // rotated features of a head
+	partial      bool // dims already follow from partial_rotary_factor
+	maxPositions int
+	original     int               // original_max_position_embeddings
+	aliases      map[string]string // other names of rope types
+}
+
 // newRope reads rope_parameters (transformers 5) or rope_scaling and rope_theta
 // (before). The formulas are those of transformers' modeling_rope_utils.
 func newRope(f *fields, headDim, maxPositions int) *rope {
-	if headDim%2 != 0 {
-		f.fail("head_dim: rotary embeddings need an even head_dim, got %d", headDim)
-		return nil
+	r := ropeObject(f)
+	o := ropeOptions{theta: f.numberOr("rope_theta", 10000), dims: headDim, maxPositions: maxPositions}
+	if r != nil {
+		o.original = originalPositions(f, r, maxPositions)
 	}
+	return readRope(f, r, o)
+}
+
+// ropeObject returns the object that describes the rotary embeddings; nil if there is none.
+func ropeObject(f *fields) *fields {
 	r := f.object("rope_scaling") // comes first in transformers too, where both are given
 	if r == nil || len(r.values) == 0 {
 		r = f.object("rope_parameters")
 	}
-	theta := f.numberOr("rope_theta", 10000)
+	return r
+}
+
+// readRope reads the rope object r of f, which may be nil.
+func readRope(f, r *fields, o ropeOptions) *rope {
+	if o.dims%2 != 0 || o.dims < 2 {
+		f.fail("head_dim: rotary embeddings need an even head_dim, got %d", o.dims)
+		return nil
+	}
 	if r == nil {
-		return &rope{invFreq: inverseFrequencies(theta, headDim), attentionFactor: 1}
+		return &rope{invFreq: inverseFrequencies(o.theta, o.dims), attentionFactor: 1}
 	}
 	checkRopeKeys(r)
-	theta = r.numberOr("rope_theta", theta)
-	if partial := r.numberOr("partial_rotary_factor", 1); partial != 1 {
+	o.theta = r.numberOr("rope_theta", o.theta)
+	if partial := r.numberOr("partial_rotary_factor", 1); partial != 1 && !o.partial {
 		r.fail("partial_rotary_factor %g is not supported: wanted 1", partial)
 	}
 	kind := r.textOr("rope_type", r.textOr("type", "default"))
-	out := &rope{invFreq: inverseFrequencies(theta, headDim), attentionFactor: 1}
+	if alias := o.aliases[kind]; alias != "" {
+		kind = alias
+	}
+	out := &rope{invFreq: inverseFrequencies(o.theta, o.dims), attentionFactor: 1}
 	switch kind {
 	case "default":
 	case "linear":
@@ -60,16 +92,18 @@ func newRope(f *fields, headDim, maxPositions int) *rope {
 			out.invFreq[i] /= factor
 		}
 	case "dynamic":
-		if headDim == 2 {
+		if o.dims == 2 {
 			r.fail("rope_type dynamic needs a head_dim above 2")
 		}
-		out.dynamic = &dynamicNTK{base: theta, factor: r.number("factor"), maxPositions: maxPositions}
+		out.dynamic = &dynamicNTK{base: o.theta, factor: r.number("factor"), maxPositions: o.maxPositions}
 	case "llama3":
-		out.llama3(r, originalPositions(f, r, maxPositions))
+		out.llama3(r, o.original)
 	case "yarn":
-		out.yarn(r, theta, headDim, maxPositions, originalPositions(f, r, maxPositions))
+		out.yarn(r, o.theta, o.dims, o.maxPositions, o.original)
+	case "longrope":
+		out.longRope(r, o)
 	default:
-		r.fail("rope_type %q is not supported; supported are default, linear, dynamic, llama3, yarn", kind)
+		r.fail("rope_type %q is not supported; supported are default, linear, dynamic, llama3, yarn, longrope", kind)
 	}
 	return out
 }
@@ -145,6 +179,29 @@ func (o *rope) yarn(r *fields, theta float64, dim, maxPositions, original int) {
 	}
 }
 
+// longRope divides each pair's frequency by its own factor, of which there are two
+// lists: one up to the original length and one beyond (Ding et al. 2024, arXiv:2402.13753).
+func (o *rope) longRope(r *fields, options ropeOptions) {
+	factors := func(name string) []float32 {
+		freqs := inverseFrequencies(options.theta, options.dims)
+		list := r.numbers(name, len(freqs))
+		for i := range list {
+			exponent := float32(2*i) / float32(options.dims)
+			freqs[i] = 1 / (float32(list[i]) * float32(math.Pow(options.theta, float64(exponent))))
+		}
+		return freqs
+	}
+	o.invFreq, o.long, o.longAfter = factors("short_factor"), factors("long_factor"), options.original
+	factor := r.numberOr("factor", float64(options.maxPositions)/float64(options.original))
+	suggested := 1.0
+	if factor > 1 && options.original < 2 {
+		r.fail("rope_type longrope needs an original_max_position_embeddings above 1, got %d", options.original)
+	} else if factor > 1 {
+		suggested = math.Sqrt(1 + math.Log(factor)/math.Log(float64(options.original)))
+	}
+	o.attentionFactor = r.numberOr("attention_factor", suggested)
+}
+
 func yarnAttentionFactor(r *fields, factor float64) float64 {
 	scale := func(m float64) float64 {
 		if factor <= 1 {
@@ -159,11 +216,14 @@ func yarnAttentionFactor(r *fields, factor float64) float64 {
 }
 
 // rotation holds what the heads of one pass are turned by, float32: cos and sin
-// of each pair, [batch or 1, length, 1, headDim/2]. Where broadcasts are dear (the
-// Go backend) they are given each head and half once: [batch, length, heads, headDim].
+// of each pair, [batch or 1, length, 1, pairs]. Where broadcasts are dear (the
+// Go backend) they are given each head and half once: [batch, length, heads, 2·pairs].
+// Features of a head beyond 2·pairs are only multiplied by scale.
 type rotation struct {
 	cos, sin *Node
 	full     bool
+	pairs    int
+	scale    float64
 }
 
 // tables computes the rotation of each position, [batch or 1, length] int32, for
@@ -173,7 +233,7 @@ func (o *rope) tables(positions *Node, batch, heads int, scale float64) rotation
 	length, pairs := positions.Shape().Dimensions[1], len(o.invFreq)
 	angles := ConvertDType(Reshape(positions, -1, length, 1, 1), dtypes.Float32)
 	angles = Mul(angles, Reshape(o.frequencies(positions), 1, 1, 1, pairs))
-	t := rotation{cos: Cos(angles), sin: Sin(angles)}
+	t := rotation{cos: Cos(angles), sin: Sin(angles), pairs: pairs, scale: scale}
 	if scale *= o.attentionFactor; scale != 1 {
 		t.cos, t.sin = MulScalar(t.cos, scale), MulScalar(t.sin, scale)
 	}
@@ -185,37 +245,55 @@ func (o *rope) tables(positions *Node, batch, heads int, scale float64) rotation
 	return t
 }
 
-// frequencies returns the inverse frequencies for a pass, [headDim/2] float32.
-// The dynamic ones depend on the largest position of this pass alone: unlike
+// frequencies returns the inverse frequencies for a pass, [pairs] float32. Those that
+// depend on the length go by the largest position of this pass alone: unlike
 // transformers' module, a graph remembers no earlier, longer pass.
 func (o *rope) frequencies(positions *Node) *Node {
 	g := positions.Graph()
-	if o.dynamic == nil {
-		return Const(g, o.invFreq)
+	switch {
+	case o.dynamic != nil:
+		return o.dynamic.frequencies(positions, len(o.invFreq))
+	case o.long != nil:
+		isLong := GreaterOrEqual(ReduceAllMax(positions), Scalar(g, dtypes.Int32, o.longAfter))
+		return Where(isLong, Const(g, o.long), Const(g, o.invFreq))
 	}
-	d, dim := o.dynamic, 2*len(o.invFreq)
+	return Const(g, o.invFreq)
+}
+
+func (d *dynamicNTK) frequencies(positions *Node, pairs int) *Node {
+	g, dim := positions.Graph(), 2*pairs
 	length := ConvertDType(AddScalar(ReduceAllMax(positions), 1), dtypes.Float32)
 	length = MaxScalar(length, float64(d.maxPositions))
 	grown := AddScalar(MulScalar(length, d.factor/float64(d.maxPositions)), 1-d.factor)
 	logBase := AddScalar(MulScalar(Log(grown), float64(dim)/float64(dim-2)), math.Log(d.base))
-	exponents := MulScalar(Iota(g, shapes.Make(dtypes.Float32, len(o.invFreq)), 0), -2/float64(dim))
-	return Exp(Mul(exponents, BroadcastToDims(logBase, len(o.invFreq))))
+	exponents := MulScalar(Iota(g, shapes.Make(dtypes.Float32, pairs), 0), -2/float64(dim))
+	return Exp(Mul(exponents, BroadcastToDims(logBase, pairs)))
 }
 
 // rotate turns the pairs of x, [batch, length, heads, headDim], in float32 and
 // returns x's dtype.
 func (t rotation) rotate(x *Node) *Node {
-	half := x.Shape().Dimensions[3] / 2
 	wide := ConvertDType(x, dtypes.Float32)
-	first := SliceAxis(wide, 3, AxisRange(0, half))
-	second := SliceAxis(wide, 3, AxisRange(half))
-	if t.full {
-		turned := Add(Mul(wide, t.cos), Mul(Concatenate([]*Node{second, first}, 3), t.sin))
-		return ConvertDType(turned, x.DType())
+	if rotated := 2 * t.pairs; rotated < x.Shape().Dimensions[3] {
+		rest := SliceAxis(wide, 3, AxisRange(rotated))
+		if t.scale != 1 {
+			rest = MulScalar(rest, t.scale)
+		}
+		turned := t.turn(SliceAxis(wide, 3, AxisRange(0, rotated)))
+		return ConvertDType(Concatenate([]*Node{turned, rest}, 3), x.DType())
 	}
-	turned := Concatenate([]*Node{
+	return ConvertDType(t.turn(wide), x.DType())
+}
+
+// turn rotates x, [batch, length, heads, 2·pairs] float32.
+func (t rotation) turn(x *Node) *Node {
+	first := SliceAxis(x, 3, AxisRange(0, t.pairs))
+	second := SliceAxis(x, 3, AxisRange(t.pairs))
+	if t.full {
+		return Add(Mul(x, t.cos), Mul(Concatenate([]*Node{second, first}, 3), t.sin))
+	}
+	return Concatenate([]*Node{
 		Sub(Mul(first, t.cos), Mul(second, t.sin)),
 		Add(Mul(second, t.cos), Mul(first, t.sin)),
 	}, 3)
-	return ConvertDType(turned, x.DType())
 }
