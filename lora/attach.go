@@ -14,13 +14,14 @@ type adapter struct {
 	config   LoraConfig
 	targets  []site.Module
 	layers   map[string]layer
+	byWeight map[string]layer
 	params   []peft.Param
 	patterns []peft.PatternCount
 }
 
 var (
 	_ peft.DeltaAdapter = (*adapter)(nil)
-	_ peft.WeightDelta  = (*adapter)(nil)
+	_ peft.Merger       = (*adapter)(nil)
 	_ peft.Describer    = (*adapter)(nil)
 	_ peft.Configured   = (*adapter)(nil)
 )
@@ -55,12 +56,12 @@ func attach(c LoraConfig, base site.Base) (*adapter, error) {
 	if err := errors.Join(rankErr, alphaErr); err != nil {
 		return nil, err
 	}
-	a := &adapter{config: c, targets: targets, layers: make(map[string]layer, len(targets))}
+	a := &adapter{config: c, targets: targets, layers: make(map[string]layer, len(targets)), byWeight: make(map[string]layer, len(targets))}
 	a.patterns = append(append(counts, rankCounts...), alphaCounts...)
 	for i, m := range targets {
 		l := layer{Module: m, r: int(ranks[i]), alpha: alphas[i]}
 		l.scaling = Scaling(l.alpha, l.r, c.UseRSLoRA)
-		a.layers[m.Path] = l
+		a.layers[m.Path], a.byWeight[peft.OwnWeight(m)] = l, l
 		a.params = append(a.params, l.params(c.InitLoraWeights)...)
 	}
 	return a, nil

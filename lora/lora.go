@@ -1,6 +1,7 @@
 package lora
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 
@@ -106,13 +107,33 @@ func (l layer) embeddingDelta(u *peft.Use) *graph.Node {
 	return graphx.MatMulT(graphx.Scale(columns, l.scaling), u.Cast(embeddingB))
 }
 
-// WeightDelta implements [peft.WeightDelta]: s·B·A in the orientation of the weight,
-// which for an embedding is [rows, features] = s·(B·A)ᵀ.
-func (a *adapter) WeightDelta(m site.Module, value func(name string) []float32) []float32 {
-	l := a.layers[m.Path]
-	nameA, nameB := l.names()
-	if m.Kind == site.Embedding || m.Transposed {
-		return product(transpose(value(nameA), l.r, m.In), transpose(value(nameB), m.Out, l.r), m.In, l.r, m.Out, l.scaling)
+// Merges implements [peft.Merger].
+func (a *adapter) Merges() []string {
+	names := make([]string, len(a.targets))
+	for i, m := range a.targets {
+		names[i] = peft.OwnWeight(m)
 	}
-	return product(value(nameB), value(nameA), m.Out, l.r, m.In, l.scaling)
+	return names
+}
+
+// Merge implements [peft.Merger].
+func (a *adapter) Merge(name string, values, _ []float32, value func(name string) []float32) error {
+	delta := a.weightDelta(a.byWeight[name], value)
+	if len(delta) != len(values) {
+		return fmt.Errorf("it has %d values, but the adapter changes %d", len(values), len(delta))
+	}
+	for i, v := range delta {
+		values[i] += v
+	}
+	return nil
+}
+
+// weightDelta is s·B·A in the orientation of the weight, which for an embedding is
+// [rows, features] = s·(B·A)ᵀ.
+func (a *adapter) weightDelta(l layer, value func(name string) []float32) []float32 {
+	nameA, nameB := l.names()
+	if l.Kind == site.Embedding || l.Transposed {
+		return product(transpose(value(nameA), l.r, l.In), transpose(value(nameB), l.Out, l.r), l.In, l.r, l.Out, l.scaling)
+	}
+	return product(value(nameB), value(nameA), l.Out, l.r, l.In, l.scaling)
 }

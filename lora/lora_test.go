@@ -91,7 +91,7 @@ func TestInitialValues(t *testing.T) {
 	normalWith(tableB, 1)
 }
 
-// WeightDelta is s·B·A in the orientation of the weight, whatever the sizes.
+// What is merged is s·B·A in the orientation of the weight, whatever the sizes.
 func TestWeightDelta(t *testing.T) {
 	for _, c := range []site.Module{
 		{Path: "a", Kind: site.Linear, In: 5, Out: 7},
@@ -113,7 +113,7 @@ func TestWeightDelta(t *testing.T) {
 				}
 			}
 			A, B := values[a.params[0].Name], values[a.params[1].Name]
-			got := a.WeightDelta(c, func(name string) []float32 { return values[name] })
+			got := a.weightDelta(a.layers[c.Path], func(name string) []float32 { return values[name] })
 			require.Len(t, got, c.In*c.Out)
 			for o := range c.Out {
 				for i := range c.In {

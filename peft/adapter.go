@@ -8,41 +8,85 @@ import (
 	"github.com/gopeft/gopeft/site"
 )
 
-// Adapter is a method planned on one base: its targets and trainable tensors. What
-// it does in a graph it says by implementing one or more of [ParameterAdapter],
-// [InputAdapter], [DeltaAdapter] and [OutputAdapter]; several adapters active on
-// one site compose in that order, with all deltas computed on the untransformed
-// input and summed. [WeightDelta] makes it mergeable.
+// Adapter is a method planned on one base: its targets and its tensors. What it does
+// in a graph it says by implementing one or more of [ParameterAdapter], [ModuleAdapter],
+// [InputAdapter], [DeltaAdapter] and [OutputAdapter]; several adapters active on one
+// site compose in that order, with all deltas computed on the untransformed input and
+// summed. [Merger] makes it mergeable, [LossAdapter] and [StepAdapter] take part in
+// training, [FileForm] changes what is saved. [Compose] joins several into one.
 type Adapter interface {
-	// Params lists the trainable tensors in a fixed order.
+	// Params lists the tensors in a fixed order.
 	Params() []Param
 	// Targets lists the modules that the adapter changes, in the base's order.
 	Targets() []site.Module
 }
 
-// Param is one trainable tensor of an adapter.
+// Param is one tensor of an adapter.
 type Param struct {
 	// Name is the tensor's key in the adapter file without its prefix:
 	// "model.layers.0.self_attn.q_proj.lora_A.weight".
 	Name string
+	// Key is the whole key in the file where it is not "base_model.model." and Name.
+	Key string
 	// Shape is row-major as in the file.
 	Shape []int
 	// Init fills the initial values; r depends only on the seed and Name. nil: zeros.
 	Init func(r *rand.Rand, values []float32) error
+	// Derive, if not nil, fills the initial values in place of Init, from those of tensors
+	// of the same adapter that have no Derive, or stand before this one. value must not be
+	// called for others. A tensor that is read from a file is not derived.
+	Derive func(value func(name string) []float32, values []float32) error
+	// Frozen tensors are constants: an argument of programs that is not trained.
+	Frozen bool
+	// Unsaved tensors are not part of the file: Init or Derive make them again from the
+	// configuration and the base, with seed 0.
+	Unsaved bool
 	// NoDecay exempts the tensor from weight decay, as transformers' Trainer does
 	// biases and the weights of norms.
 	NoDecay bool
+	// Group is the tensor's group in LoRA+.
+	Group Group
 }
+
+// Group divides trainable tensors for learning rates of their own, see
+// train.Arguments.LoraPlusLRRatio.
+type Group int
+
+const (
+	// GroupOther has the learning rate as it is.
+	GroupOther Group = iota
+	// GroupB are matrices B of LoRA and vectors.
+	GroupB
+	// GroupEmbedding are adapters of embeddings.
+	GroupEmbedding
+)
 
 // Size returns the number of elements.
 func (p Param) Size() int { return site.Parameter{Shape: p.Shape}.Size() }
 
-// ParameterAdapter replaces parameters of the base.
+// fileKey is the tensor's key in the file.
+func (p Param) fileKey() string {
+	if p.Key != "" {
+		return p.Key
+	}
+	return keyPrefix + p.Name
+}
+
+// ParameterAdapter replaces parameters of the base, wherever they are used.
 type ParameterAdapter interface {
 	// Replaces reports whether the named base parameter is replaced.
 	Replaces(name string) bool
 	// Parameter returns the value that stands in for a parameter that Replaces reports.
 	Parameter(v *Values, p *site.Pass, name string, base func() *graph.Node) *graph.Node
+}
+
+// ModuleAdapter takes the place of a base module of which it is a variant: one with
+// another weight, where the weight is shared with a module that stays.
+type ModuleAdapter interface {
+	// ReplacesModule reports whether the target at path is replaced.
+	ReplacesModule(path string) bool
+	// Module returns the output on any input x of a module that ReplacesModule reports.
+	Module(u *Use, x *graph.Node) *graph.Node
 }
 
 // InputAdapter changes the input of its targets.
@@ -52,7 +96,8 @@ type InputAdapter interface {
 
 // DeltaAdapter adds to the output of its targets.
 type DeltaAdapter interface {
-	// Delta returns the addend in the shape and dtype of the site's output.
+	// Delta returns the addend in the shape and dtype of the site's output, or nil for a
+	// target that it leaves alone.
 	Delta(u *Use) *graph.Node
 }
 
@@ -61,19 +106,102 @@ type OutputAdapter interface {
 	Output(u *Use, y *graph.Node) *graph.Node
 }
 
-// WeightDelta is an adapter that can be merged into the base's weights.
-type WeightDelta interface {
-	// WeightDelta returns what to add to the weight of a target, row-major float32
-	// in the weight's stored orientation, computed in float32. value returns a
-	// trainable tensor by its full name.
-	WeightDelta(m site.Module, value func(name string) []float32) []float32
+// Merger is an adapter that can be merged into the base's parameters.
+type Merger interface {
+	// Merges lists the parameters that merging changes: for a target's weight,
+	// [OwnWeight].
+	Merges() []string
+	// Merge changes the values of one of them in place: row-major float32 as stored, with
+	// the changes of adapters before this one. frozen is the base's own value, computed in
+	// float32 like all of it. value returns a tensor of the adapter by its full name.
+	Merge(name string, values, frozen []float32, value func(name string) []float32) error
 }
 
-// ParameterMerger is a [ParameterAdapter] that can be merged into the base's parameters.
-type ParameterMerger interface {
-	// MergeParameter overwrites the values of a parameter that Replaces reports,
-	// row-major float32 as stored. value returns a trainable tensor by its full name.
-	MergeParameter(name string, values []float32, value func(name string) []float32)
+// OwnWeight is the name of a module's weight as if it shared none: the name it gets
+// when merging has to give it one of its own.
+func OwnWeight(m site.Module) string {
+	m.TiedTo = ""
+	return m.Weight()
+}
+
+// LossAdapter adds a term to the loss that is minimised.
+type LossAdapter interface {
+	// ExtraLoss is added to the mean loss of an optimizer step: a float32 scalar that
+	// depends on the adapter's values alone.
+	ExtraLoss(v *Values) *graph.Node
+}
+
+// StepAdapter takes part in optimizer steps.
+type StepAdapter interface {
+	// AfterStep returns new values for some of the adapter's tensors, by name. step is
+	// the number of optimizer steps made, this one included (int32 scalar), v has the values
+	// after it, and gradient returns the gradient of a trainable tensor, clipped, that it
+	// was made with. Constants (Param.Frozen) can be changed here and nowhere else.
+	AfterStep(step *graph.Node, v *Values, gradient func(name string) *graph.Node) map[string]*graph.Node
+}
+
+// FileForm is an adapter whose file holds something else than its tensors as they are.
+type FileForm interface {
+	// FileForm returns the configuration and the tensors to write, those of the adapter
+	// being values. It must give a file that [LoadAdapter] reads.
+	FileForm(value func(name string) []float32) (Config, []FileTensor, error)
+}
+
+// FileTensor is one tensor of an adapter's file; see [Param] for names and keys.
+type FileTensor struct {
+	Name, Key string
+	Shape     []int
+	Values    []float32
+}
+
+// composite is an adapter made of others.
+type composite []Adapter
+
+// Compose joins adapters into one, whose tensors and effects are those of all parts.
+// nil parts are left out. The first part speaks for all as [Configured], [Describer] and
+// [FileForm] (which then returns the tensors of all parts).
+func Compose(parts ...Adapter) Adapter {
+	var c composite
+	for _, part := range parts {
+		if part != nil {
+			c = append(c, partsOf(part)...)
+		}
+	}
+	if len(c) == 1 {
+		return c[0]
+	}
+	return c
+}
+
+func partsOf(a Adapter) []Adapter {
+	if c, ok := a.(composite); ok {
+		return c
+	}
+	return []Adapter{a}
+}
+
+// Params implements [Adapter].
+func (c composite) Params() []Param {
+	var all []Param
+	for _, part := range c {
+		all = append(all, part.Params()...)
+	}
+	return all
+}
+
+// Targets implements [Adapter].
+func (c composite) Targets() []site.Module {
+	var all []site.Module
+	seen := map[string]bool{}
+	for _, part := range c {
+		for _, m := range part.Targets() {
+			if !seen[m.Path] {
+				seen[m.Path] = true
+				all = append(all, m)
+			}
+		}
+	}
+	return all
 }
 
 // Configured is an adapter that completed its configuration on the base: the
@@ -104,6 +232,9 @@ type Use struct {
 	values *Values
 	base   func() *graph.Node
 }
+
+// Values are all tensors of the adapter.
+func (u *Use) Values() *Values { return u.values }
 
 // Value returns the adapter's tensor "<site path>.<suffix>" as float32.
 func (u *Use) Value(suffix string) *graph.Node {

@@ -133,7 +133,7 @@ type full struct {
 
 var (
 	_ ParameterAdapter = (*full)(nil)
-	_ ParameterMerger  = (*full)(nil)
+	_ Merger           = (*full)(nil)
 	_ Describer        = (*full)(nil)
 )
 
@@ -157,7 +157,17 @@ func (a *full) Parameter(v *Values, _ *site.Pass, name string, _ func() *graph.N
 	return v.Get(name)
 }
 
-// MergeParameter implements [ParameterMerger].
-func (a *full) MergeParameter(name string, values []float32, value func(name string) []float32) {
+// Merges implements [Merger].
+func (a *full) Merges() []string {
+	names := make([]string, len(a.params))
+	for i, p := range a.params {
+		names[i] = p.Name
+	}
+	return names
+}
+
+// Merge implements [Merger].
+func (a *full) Merge(name string, values, _ []float32, value func(name string) []float32) error {
 	copy(values, value(name))
+	return nil
 }

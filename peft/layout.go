@@ -1,11 +1,8 @@
 package peft
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
@@ -74,46 +71,29 @@ func (l *Layout) NumValues() int {
 	return n
 }
 
-// DecaySpan is a number of successive elements of an argument.
-type DecaySpan struct {
+// Span is a number of successive elements of an argument that an optimizer treats alike.
+type Span struct {
 	Size    int
 	NoDecay bool
+	Group   Group
 }
 
-// DecaySpans divides each argument into spans of elements that weight decay applies to, or
-// does not.
-func (l *Layout) DecaySpans() [][]DecaySpan {
-	out := make([][]DecaySpan, l.NumArguments())
+// Spans divides each argument into spans.
+func (l *Layout) Spans() [][]Span {
+	out := make([][]Span, l.NumArguments())
 	for i, p := range l.params {
 		spans := &out[max(0, -l.offset[i])]
-		if n := len(*spans); n > 0 && (*spans)[n-1].NoDecay == p.NoDecay {
-			(*spans)[n-1].Size += p.Size()
+		next := Span{p.Size(), p.NoDecay, p.Group}
+		if n := len(*spans); n > 0 && (*spans)[n-1].NoDecay == next.NoDecay && (*spans)[n-1].Group == next.Group {
+			(*spans)[n-1].Size += next.Size
 		} else {
-			*spans = append(*spans, DecaySpan{p.Size(), p.NoDecay})
+			*spans = append(*spans, next)
 		}
 	}
 	if l.flat == 0 {
-		out[0] = []DecaySpan{{Size: l.FlatSize()}}
+		out[0] = []Span{{Size: l.FlatSize()}}
 	}
 	return out
-}
-
-// Init returns the initial values: each tensor from a generator seeded by (seed,
-// name), so that neither order nor other adapters change it.
-func (l *Layout) Init(seed uint64) ([]*tensors.Tensor, error) { return l.initOn(nil, seed) }
-
-func (l *Layout) initOn(on compute.Backend, seed uint64) ([]*tensors.Tensor, error) {
-	return l.build(on, func(p Param, values []float32) error {
-		if p.Init == nil {
-			return nil
-		}
-		h := sha256.Sum256(binary.LittleEndian.AppendUint64([]byte(p.Name+"\x00"), seed))
-		r := rand.New(rand.NewPCG(binary.LittleEndian.Uint64(h[:]), binary.LittleEndian.Uint64(h[8:])))
-		if err := p.Init(r, values); err != nil {
-			return fmt.Errorf("peft: initial values of %q: %w", p.Name, err)
-		}
-		return nil
-	})
 }
 
 // build makes argument tensors, each parameter's values set by fill. Large tensors
@@ -201,35 +181,40 @@ func (l *Layout) check(arguments []*tensors.Tensor) error {
 	return nil
 }
 
+// Bind cuts the argument nodes into one view a parameter.
+func (l *Layout) Bind(arguments []*graph.Node) *Values {
+	views := make([]*graph.Node, len(l.params))
+	for i, p := range l.params {
+		if o := l.offset[i]; o >= 0 {
+			views[i] = graph.Reshape(graph.Slice(arguments[0], graph.AxisRange(o, o+p.Size())), p.Shape...)
+		} else {
+			views[i] = arguments[-o]
+		}
+	}
+	return &Values{layout: l, views: views}
+}
+
 // Values are an adapter's tensors as nodes of a graph under construction.
 type Values struct {
 	layout *Layout
 	views  []*graph.Node
-}
-
-// Bind cuts the argument nodes into one view a parameter.
-func (l *Layout) Bind(arguments []*graph.Node) *Values {
-	v := &Values{layout: l, views: make([]*graph.Node, len(l.params))}
-	for i, p := range l.params {
-		if o := l.offset[i]; o >= 0 {
-			v.views[i] = graph.Reshape(graph.Slice(arguments[0], graph.AxisRange(o, o+p.Size())), p.Shape...)
-		} else {
-			v.views[i] = arguments[-o]
-		}
-	}
-	return v
+	// constants are the frozen tensors; nil without any.
+	constants *Values
 }
 
 // Get returns the node of the named tensor, float32.
 func (v *Values) Get(name string) *graph.Node {
-	i, ok := v.layout.index[name]
-	if !ok {
+	if i, ok := v.layout.index[name]; ok {
+		return v.views[i]
+	}
+	if v.constants == nil {
 		panic(fmt.Errorf("peft: adapter has no tensor %q", name))
 	}
-	return v.views[i]
+	return v.constants.Get(name)
 }
 
-// Views returns all nodes in the layout's order: what to take gradients of.
+// Views returns the nodes of the trainable tensors in the layout's order: what to take
+// gradients of.
 func (v *Values) Views() []*graph.Node { return v.views }
 
 // Join arranges one node a parameter (gradients, say) as arguments: the flat

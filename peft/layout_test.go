@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gopeft/gopeft/internal/backend/backendtest"
+	"github.com/gopeft/gopeft/site"
 )
 
 // Large tensors are arguments of their own; values survive the way to the device
@@ -38,7 +39,7 @@ func TestLayout(t *testing.T) {
 	require.Equal(t, 6+5+largeTensor, l.FlatSize())
 	require.Equal(t, l.FlatSize()+largeTensor+4+largeTensor+7, l.NumValues())
 	for _, on := range []compute.Backend{nil, b} {
-		arguments, err := l.initOn(on, 1)
+		arguments, err := initialOf(l, on, 1)
 		require.NoError(t, err)
 		host, err := l.Host(arguments)
 		require.NoError(t, err)
@@ -80,21 +81,33 @@ func TestLayout(t *testing.T) {
 	require.ErrorContains(t, err, "has shape [0 3]")
 	broken, err := NewLayout([]Param{{Name: "a", Shape: []int{2}, Init: func(*rand.Rand, []float32) error { return errors.New("gone") }}})
 	require.NoError(t, err)
-	_, err = broken.Init(0)
+	_, err = initialOf(broken, nil, 0)
 	require.EqualError(t, err, `peft: initial values of "a": gone`)
 }
 
-func TestDecaySpans(t *testing.T) {
+// tensorList is an adapter that is nothing but tensors.
+type tensorList []Param
+
+func (l tensorList) Params() []Param        { return l }
+func (l tensorList) Targets() []site.Module { return nil }
+
+func initialOf(l *Layout, on compute.Backend, seed uint64) ([]*tensors.Tensor, error) {
+	na := &namedAdapter{adapter: tensorList(l.Params()), layout: l}
+	values, _, err := na.initial(on, seed, nil)
+	return values, err
+}
+
+func TestSpans(t *testing.T) {
 	l, err := NewLayout([]Param{
 		{Name: "a", Shape: []int{2, 3}}, {Name: "b", Shape: []int{4}}, {Name: "norm", Shape: []int{5}, NoDecay: true},
 		{Name: "large", Shape: []int{largeTensor + 1}, NoDecay: true}, {Name: "bias", Shape: []int{7}, NoDecay: true},
 		{Name: "other", Shape: []int{2, largeTensor}}, {Name: "c", Shape: []int{1, 1}},
 	})
 	require.NoError(t, err)
-	require.Equal(t, [][]DecaySpan{{{Size: 10}, {5 + 7, true}, {Size: 1}}, {{largeTensor + 1, true}}, {{Size: 2 * largeTensor}}}, l.DecaySpans())
+	require.Equal(t, [][]Span{{{Size: 10}, {Size: 5 + 7, NoDecay: true}, {Size: 1}}, {{Size: largeTensor + 1, NoDecay: true}}, {{Size: 2 * largeTensor}}}, l.Spans())
 	l, err = NewLayout([]Param{{Name: "large", Shape: []int{largeTensor + 1}, NoDecay: true}})
 	require.NoError(t, err)
-	require.Equal(t, [][]DecaySpan{{{Size: 1}}, {{largeTensor + 1, true}}}, l.DecaySpans())
+	require.Equal(t, [][]Span{{{Size: 1}}, {{Size: largeTensor + 1, NoDecay: true}}}, l.Spans())
 }
 
 // Reading leaves no second copy of a tensor on the host where the device has its own memory.

@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gomlx/gomlx/core/tensors"
-
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/site"
 )
@@ -80,11 +78,21 @@ func readAdapter(base site.Base, dir string) (*namedAdapter, error) {
 		return nil, err
 	}
 	defer file.Close()
-	names, report := compare(na.layout, file, base)
+	names, report := compare(na.adapter.Params(), file, base)
 	if !report.ok() {
 		return nil, &LoadError{Dir: dir, Report: report}
 	}
-	na.arguments, err = readValues(base, na.layout, file, names)
+	na.arguments, na.constants, err = na.initial(base.Backend(), 0, func(p Param, values []float32) (bool, error) {
+		if p.Unsaved {
+			return false, nil
+		}
+		name := names[strings.TrimPrefix(p.fileKey(), keyPrefix)]
+		if err := file.Float32s(name, values); err != nil {
+			return false, err
+		}
+		file.Release(name)
+		return true, checkFinite(p.Name, values)
+	})
 	return na, err
 }
 
@@ -126,7 +134,7 @@ func openWeights(dir string) (*safetensors.File, error) {
 }
 
 // compare finds each wanted tensor's name in the file.
-func compare(l *Layout, file *safetensors.File, base site.Base) (map[string]string, LoadReport) {
+func compare(params []Param, file *safetensors.File, base site.Base) (map[string]string, LoadReport) {
 	names := map[string]string{}
 	var r LoadReport
 	for _, name := range file.Names() {
@@ -138,9 +146,13 @@ func compare(l *Layout, file *safetensors.File, base site.Base) (map[string]stri
 		names[short] = name
 	}
 	wanted := map[string]bool{}
-	for _, p := range l.Params() {
-		wanted[p.Name] = true
-		name, ok := names[p.Name]
+	for _, p := range params {
+		if p.Unsaved {
+			continue
+		}
+		short := strings.TrimPrefix(p.fileKey(), keyPrefix)
+		wanted[short] = true
+		name, ok := names[short]
 		if !ok {
 			r.Missing = append(r.Missing, p.Name)
 			continue
@@ -200,17 +212,6 @@ func copyOfBase(base site.Base, short string, file *safetensors.File, name strin
 		return equalRounded(ours, theirs, dtype)
 	}
 	return false
-}
-
-// readValues reads the file's tensors as argument tensors for the base's backend.
-func readValues(base site.Base, l *Layout, file *safetensors.File, names map[string]string) ([]*tensors.Tensor, error) {
-	return l.build(base.Backend(), func(p Param, values []float32) error {
-		if err := file.Float32s(names[p.Name], values); err != nil {
-			return err
-		}
-		file.Release(names[p.Name])
-		return checkFinite(p.Name, values)
-	})
 }
 
 // checkFinite refuses NaN and infinity.

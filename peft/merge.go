@@ -32,7 +32,7 @@ func (r MergeReport) String() string {
 
 // Merge writes the base with the active adapters merged into its weights to the
 // folder dir, as a checkpoint in the base's format that needs no adapter: W' = W +
-// the sum of the adapters' deltas, in float32, rounded once to the dtype that W is
+// what the adapters change, in float32, rounded once to the dtype that W is
 // stored in. Tensors are read, changed and written one at a time; the base in memory
 // stays as it was. A model that dir holds is replaced as a whole, or untouched on
 // error; the models of package models refuse a dir with anything else in it.
@@ -63,16 +63,15 @@ func (pm *PeftModel) MergeAndUnload(ctx context.Context, dir string) (MergeRepor
 // merger edits the tensors of a base on their way into a checkpoint.
 type merger struct {
 	exporter site.Exporter
-	active   []*valueReader
-	// deltas are the changes to each weight, by its name.
-	deltas map[string][]moduleDelta
-	report MergeReport
+	// changes are those of each parameter, by its name, in the order they are made.
+	changes map[string][]change
+	readers []*valueReader
+	report  MergeReport
 }
 
-type moduleDelta struct {
-	module site.Module
-	delta  WeightDelta
-	value  func(name string) []float32
+type change struct {
+	Merger
+	value func(name string) []float32
 }
 
 func (pm *PeftModel) newMerger() (*merger, error) {
@@ -83,74 +82,66 @@ func (pm *PeftModel) newMerger() (*merger, error) {
 	if !ok {
 		return nil, fmt.Errorf("the base (%T) cannot be written as a checkpoint", pm.set.base)
 	}
-	m := &merger{exporter: exporter, deltas: map[string][]moduleDelta{}}
+	m := &merger{exporter: exporter, changes: map[string][]change{}}
 	for _, name := range pm.active {
 		na, err := pm.set.snapshot(name)
 		if err != nil {
 			return nil, err
 		}
-		reader := &valueReader{namedAdapter: na}
-		m.active = append(m.active, reader)
-		delta, isDelta := na.adapter.(WeightDelta)
-		_, isParameter := na.adapter.(ParameterMerger)
-		if !isDelta && !isParameter {
-			return nil, fmt.Errorf("adapter %q: method %s cannot be merged", name, na.config.PeftType())
-		}
-		if !isDelta {
-			continue
-		}
-		for _, target := range na.adapter.Targets() {
-			if err := checkUnshared(pm.set.base, target); err != nil {
-				return nil, fmt.Errorf("adapter %q: %w", name, err)
+		m.readers = append(m.readers, &valueReader{namedAdapter: na})
+	}
+	shared := sharedWeights(pm.set.base)
+	// As in a graph, parameters are replaced before anything is added to them.
+	for _, replacing := range []bool{true, false} {
+		for i, reader := range m.readers {
+			for _, part := range reader.parts {
+				merge, ok := part.(Merger)
+				if !ok {
+					return nil, fmt.Errorf("adapter %q: method %s cannot be merged", pm.active[i], reader.config.PeftType())
+				}
+				p, ok := part.(ParameterAdapter)
+				for _, name := range merge.Merges() {
+					replaces := ok && p.Replaces(name)
+					if replaces != replacing {
+						continue
+					}
+					if with, ok := shared[name]; ok && !replaces {
+						return nil, fmt.Errorf("adapter %q: %q shares its values with %q, which the adapter must not change: untie them before merging", pm.active[i], name, with)
+					}
+					m.changes[name] = append(m.changes[name], change{merge, reader.value})
+				}
 			}
-			m.deltas[target.Weight()] = append(m.deltas[target.Weight()], moduleDelta{target, delta, reader.value})
 		}
 	}
 	return m, nil
 }
 
-// checkUnshared refuses a target whose weight another module uses too.
-func checkUnshared(base site.Base, target site.Module) error {
-	for _, other := range base.Modules() {
-		if other.Path != target.Path && other.Weight() == target.Weight() {
-			return fmt.Errorf("target %q shares its weight with %q, which the adapter must not change: untie them before merging", target.Path, other.Path)
+// sharedWeights maps a module's own weight to a module that uses the same values.
+func sharedWeights(base site.Base) map[string]string {
+	shared := map[string]string{}
+	for _, m := range base.Modules() {
+		if m.TiedTo != "" {
+			shared[OwnWeight(m)] = m.TiedTo
+			shared[m.Weight()] = m.Path
 		}
 	}
-	return nil
+	return shared
 }
 
 // edit changes one tensor, see [site.Exporter].
 func (m *merger) edit(p site.Parameter, values []float32) (bool, error) {
-	deltas := m.deltas[p.Name]
-	var before []float32
-	for _, reader := range m.active {
-		r, ok := reader.adapter.(ParameterAdapter)
-		if !ok || !r.Replaces(p.Name) {
-			continue
-		}
-		merge, ok := reader.adapter.(ParameterMerger)
-		if !ok {
-			return false, fmt.Errorf("parameter %q: method %s cannot be merged", p.Name, reader.config.PeftType())
-		}
-		if before == nil {
-			before = slices.Clone(values)
-		}
-		merge.MergeParameter(p.Name, values, reader.value)
-	}
-	if before == nil && len(deltas) == 0 {
+	changes := m.changes[p.Name]
+	if len(changes) == 0 {
 		return false, nil
 	}
-	change := maxDifference(before, values)
-	sum, err := sumDeltas(deltas, len(values))
-	if err != nil {
-		return false, fmt.Errorf("parameter %q: %w", p.Name, err)
+	delete(m.changes, p.Name)
+	frozen := slices.Clone(values)
+	for _, c := range changes {
+		if err := c.Merge(p.Name, values, frozen, c.value); err != nil {
+			return false, fmt.Errorf("parameter %q: %w", p.Name, err)
+		}
 	}
-	for i, v := range sum {
-		values[i] += v
-		change = max(change, v, -v)
-	}
-	delete(m.deltas, p.Name)
-	for _, reader := range m.active {
+	for _, reader := range m.readers {
 		if reader.err != nil {
 			return false, reader.err
 		}
@@ -158,28 +149,10 @@ func (m *merger) edit(p site.Parameter, values []float32) (bool, error) {
 	if err := checkFinite(p.Name, values); err != nil {
 		return false, fmt.Errorf("merged %w", err)
 	}
-	m.report.Tensors = append(m.report.Tensors, MergedTensor{p.Name, change})
-	m.report.MaxChange = max(m.report.MaxChange, change)
+	largest := maxDifference(frozen, values)
+	m.report.Tensors = append(m.report.Tensors, MergedTensor{p.Name, largest})
+	m.report.MaxChange = max(m.report.MaxChange, largest)
 	return true, nil
-}
-
-// sumDeltas returns nil for no deltas.
-func sumDeltas(deltas []moduleDelta, size int) ([]float32, error) {
-	var sum []float32
-	for _, d := range deltas {
-		delta := d.delta.WeightDelta(d.module, d.value)
-		if len(delta) != size {
-			return nil, fmt.Errorf("it has %d values, but the adapter changes %d", size, len(delta))
-		}
-		if sum == nil {
-			sum = delta
-			continue
-		}
-		for i, v := range delta {
-			sum[i] += v
-		}
-	}
-	return sum, nil
 }
 
 // maxDifference is 0 when there was no change.
@@ -193,7 +166,7 @@ func maxDifference(before, after []float32) float32 {
 
 // missed reports a weight that the exporter never offered.
 func (m *merger) missed() error {
-	for name := range m.deltas {
+	for name := range m.changes {
 		return fmt.Errorf("the base wrote no parameter %q, which the adapter changes", name)
 	}
 	return nil
@@ -202,14 +175,19 @@ func (m *merger) missed() error {
 // valueReader reads an adapter's tensors one at a time.
 type valueReader struct {
 	namedAdapter
-	flat []float32
-	err  error
+	flat, flatConstants []float32
+
+	err error
 }
 
 // value returns a tensor by name. An error is kept in r.err.
 func (r *valueReader) value(name string) []float32 {
-	l := r.layout
+	l, arguments, flat := r.layout, r.arguments, &r.flat
 	i, ok := l.index[name]
+	if !ok && r.constantLayout != nil {
+		l, arguments, flat = r.constantLayout, r.constants, &r.flatConstants
+		i, ok = l.index[name]
+	}
 	if !ok {
 		r.err = fmt.Errorf("the adapter has no tensor %q", name)
 		return nil
@@ -218,14 +196,14 @@ func (r *valueReader) value(name string) []float32 {
 	o := l.offset[i]
 	if o < 0 {
 		values := make([]float32, size)
-		r.read(r.arguments[-o], values)
+		r.read(arguments[-o], values)
 		return values
 	}
-	if r.flat == nil {
-		r.flat = make([]float32, l.FlatSize())
-		r.read(r.arguments[0], r.flat)
+	if *flat == nil {
+		*flat = make([]float32, l.FlatSize())
+		r.read(arguments[0], *flat)
 	}
-	return r.flat[o : o+size]
+	return (*flat)[o : o+size]
 }
 
 func (r *valueReader) read(t *tensors.Tensor, values []float32) {

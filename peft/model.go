@@ -1,14 +1,13 @@
 package peft
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 
-	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/gopeft/gopeft/site"
@@ -26,6 +25,8 @@ var ErrUnknownAdapter = errors.New("unknown adapter")
 type PeftModel struct {
 	set    *adapterSet
 	active []string
+	// frozen lists those of active that are not trained.
+	frozen []string
 }
 
 // adapterSet is what all views of one model share.
@@ -39,12 +40,23 @@ type adapterSet struct {
 type namedAdapter struct {
 	config  Config
 	adapter Adapter
-	layout  *Layout
-	// structure, see the function.
+	// parts are the adapters that adapter is composed of.
+	parts []Adapter
+	// layout holds the trainable tensors, constantLayout the frozen ones (nil without any).
+	layout, constantLayout *Layout
+	// structure, see identity.
 	structure string
-	// arguments are replaced as a whole and never changed in place, so that a
-	// program that runs keeps what it was given.
-	arguments []*tensors.Tensor
+	// arguments and constants are replaced as a whole and never changed in place, so that
+	// a program that runs keeps what it was given.
+	arguments, constants []*tensors.Tensor
+}
+
+// numConstants is the number of tensors that hold the constants.
+func (na *namedAdapter) numConstants() int {
+	if na.constantLayout == nil {
+		return 0
+	}
+	return na.constantLayout.NumArguments()
 }
 
 // Options are the settings of [GetPeftModel] and [PeftModel.AddAdapter].
@@ -91,7 +103,7 @@ func (pm *PeftModel) AddAdapter(config Config, options ...Options) error {
 	if err != nil {
 		return err
 	}
-	if na.arguments, err = na.layout.initOn(pm.set.base.Backend(), o.Seed); err != nil {
+	if na.arguments, na.constants, err = na.initial(pm.set.base.Backend(), o.Seed, nil); err != nil {
 		return err
 	}
 	return pm.set.add(o.name(), na)
@@ -102,8 +114,8 @@ func (pm *PeftModel) AddAdapter(config Config, options ...Options) error {
 func plan(base site.Base, config Config, reading bool) (*namedAdapter, error) {
 	common := config.Common()
 	common.reading = reading
-	if _, ok := base.(site.LanguageModel); ok && common.TaskType == "" && !reading {
-		common.TaskType = "CAUSAL_LM"
+	if common.TaskType == "" && !reading {
+		common.TaskType = taskType(base)
 	}
 	if common.BaseModelNameOrPath == "" {
 		common.BaseModelNameOrPath = base.NameOrPath()
@@ -116,19 +128,50 @@ func plan(base site.Base, config Config, reading bool) (*namedAdapter, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(adapter.Params()) == 0 {
-		return nil, fmt.Errorf("peft: %s adapter has no trainable tensor", config.PeftType())
-	}
-	layout, err := NewLayout(adapter.Params())
-	if err != nil {
+	na := &namedAdapter{adapter: adapter, parts: partsOf(adapter)}
+	if err := na.lay(); err != nil {
 		return nil, err
 	}
-	if c, ok := adapter.(Configured); ok {
+	if len(na.layout.Params()) == 0 {
+		return nil, fmt.Errorf("peft: %s adapter has no trainable tensor", config.PeftType())
+	}
+	if c, ok := na.parts[0].(Configured); ok {
 		config = c.Config()
 	}
 	common.reading = false
-	config = config.WithCommon(common)
-	return &namedAdapter{config: config, adapter: adapter, layout: layout, structure: structure(config, layout)}, nil
+	na.config = config.WithCommon(common)
+	na.structure = na.identity()
+	return na, nil
+}
+
+// lay lays out trainable tensors and constants.
+func (na *namedAdapter) lay() (err error) {
+	var trained, frozen []Param
+	for _, p := range na.adapter.Params() {
+		if p.Frozen {
+			frozen = append(frozen, p)
+		} else {
+			trained = append(trained, p)
+		}
+	}
+	if na.layout, err = NewLayout(trained); err != nil {
+		return err
+	}
+	if len(frozen) > 0 {
+		na.constantLayout, err = NewLayout(frozen)
+	}
+	return err
+}
+
+// taskType is what an adapter made on a base is for, unless it says otherwise.
+func taskType(base site.Base) string {
+	if t, ok := base.(site.Tasked); ok {
+		return t.TaskType()
+	}
+	if _, ok := base.(site.LanguageModel); ok {
+		return "CAUSAL_LM"
+	}
+	return ""
 }
 
 func (s *adapterSet) add(name string, na *namedAdapter) error {
@@ -199,13 +242,22 @@ func (pm *PeftModel) Config(name string) (Config, error) {
 	return na.config, nil
 }
 
-// Layout returns the layout of the named adapter's values.
+// Layout returns the layout of the named adapter's trainable values.
 func (pm *PeftModel) Layout(name string) (*Layout, error) {
 	na, err := pm.set.get(name)
 	if err != nil {
 		return nil, err
 	}
 	return na.layout, nil
+}
+
+// ConstantLayout returns the layout of the named adapter's constants, nil without any.
+func (pm *PeftModel) ConstantLayout(name string) (*Layout, error) {
+	na, err := pm.set.get(name)
+	if err != nil {
+		return nil, err
+	}
+	return na.constantLayout, nil
 }
 
 // Values returns the named adapter's values as program arguments. The tensors are
@@ -236,105 +288,41 @@ func (pm *PeftModel) SetValues(name string, arguments []*tensors.Tensor) error {
 	return nil
 }
 
+// SetConstants replaces the named adapter's constants, see [Param.Frozen].
+func (pm *PeftModel) SetConstants(name string, constants []*tensors.Tensor) error {
+	pm.set.mu.Lock()
+	defer pm.set.mu.Unlock()
+	na, ok := pm.set.adapters[name]
+	if !ok {
+		return fmt.Errorf("peft: %w %q", ErrUnknownAdapter, name)
+	}
+	if na.constantLayout == nil {
+		return fmt.Errorf("peft: adapter %q has no constants", name)
+	}
+	if err := na.constantLayout.check(constants); err != nil {
+		return err
+	}
+	na.constants = slices.Clone(constants)
+	return nil
+}
+
 // TensorValues returns the named adapter's tensors by their names in the file
-// (without prefix), copied to the host.
+// (without prefix), constants too, copied to the host.
 func (pm *PeftModel) TensorValues(name string) (map[string][]float32, error) {
-	arguments, err := pm.Values(name)
+	na, err := pm.set.snapshot(name)
 	if err != nil {
 		return nil, err
 	}
-	layout, err := pm.Layout(name)
-	if err != nil {
-		return nil, err
-	}
-	return layout.Host(arguments)
+	return na.host()
 }
 
-// LanguageModel implements [site.View]; it is nil when the base is no language model.
-func (pm *PeftModel) LanguageModel() site.LanguageModel {
-	lm, _ := pm.set.base.(site.LanguageModel)
-	return lm
-}
-
-// Arguments implements [site.View]: the active adapters' values in order.
-func (pm *PeftModel) Arguments() ([]*tensors.Tensor, error) {
-	var all []*tensors.Tensor
-	for _, name := range pm.active {
-		values, err := pm.Values(name)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, values...)
+// host copies all tensors to the host.
+func (na namedAdapter) host() (map[string][]float32, error) {
+	values, err := na.layout.Host(na.arguments)
+	if err != nil || na.constantLayout == nil {
+		return values, err
 	}
-	return all, nil
-}
-
-// NumArguments is the number of tensors that Arguments returns.
-func (pm *PeftModel) NumArguments() (int, error) {
-	n := 0
-	for _, name := range pm.active {
-		layout, err := pm.Layout(name)
-		if err != nil {
-			return 0, err
-		}
-		n += layout.NumArguments()
-	}
-	return n, nil
-}
-
-// Bind binds the active adapters to the argument nodes of a graph under construction.
-func (pm *PeftModel) Bind(arguments []*graph.Node) (*Binding, error) {
-	var active []boundAdapter
-	for _, name := range pm.active {
-		na, err := pm.set.get(name)
-		if err != nil {
-			return nil, err
-		}
-		n := na.layout.NumArguments()
-		if len(arguments) < n {
-			return nil, fmt.Errorf("peft: binding adapter %q: want %d arguments, got %d", name, n, len(arguments))
-		}
-		active = append(active, boundAdapter{na.adapter, na.layout.Bind(arguments[:n])})
-		arguments = arguments[n:]
-	}
-	if len(arguments) > 0 {
-		return nil, fmt.Errorf("peft: binding adapters: %d arguments too many", len(arguments))
-	}
-	return newBinding(active), nil
-}
-
-// Hook implements [site.View]. It is called while a graph is built, and panics on errors.
-func (pm *PeftModel) Hook(arguments []*graph.Node) site.Hook {
-	if len(pm.active) == 0 {
-		return nil
-	}
-	b, err := pm.Bind(arguments)
-	if err != nil {
-		panic(err)
-	}
-	return b
-}
-
-// Structure implements [site.View]. It follows from the configurations and layouts
-// of the active adapters, not from their names: adapters of one kind share programs.
-func (pm *PeftModel) Structure() string {
-	var all []string
-	for _, name := range pm.active {
-		if na, err := pm.set.get(name); err == nil { // a view's adapters stay
-			all = append(all, na.structure)
-		}
-	}
-	return strings.Join(all, "\x00")
-}
-
-// structure is all that a program with the adapter depends on: whatever its
-// configuration holds but for what is common to all methods, which names bases and
-// versions, and the tensors.
-func structure(config Config, layout *Layout) string {
-	h := sha256.New()
-	fmt.Fprintf(h, "%#v", config.WithCommon(PeftConfig{}))
-	for _, p := range layout.Params() {
-		fmt.Fprintf(h, "\x00%s%v", p.Name, p.Shape)
-	}
-	return string(h.Sum(nil))
+	constants, err := na.constantLayout.Host(na.constants)
+	maps.Copy(values, constants)
+	return values, err
 }

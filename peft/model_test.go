@@ -255,7 +255,7 @@ func TestMergeRefuses(t *testing.T) {
 		pm, err := peft.GetPeftModel(tied, lora.LoraConfig{R: 2, TargetModules: peft.Modules(target, "q_proj")})
 		require.NoError(t, err)
 		_, err = pm.Merge(t.Context(), t.TempDir())
-		require.ErrorContains(t, err, "shares its weight with")
+		require.ErrorContains(t, err, "shares its values with")
 		require.ErrorContains(t, err, "untie them before merging")
 	}
 	pm, err := peft.GetPeftModel(tied, lora.LoraConfig{R: 2})

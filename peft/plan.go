@@ -53,7 +53,7 @@ func (pm *PeftModel) Plan(name string) (*Plan, error) {
 
 func (na *namedAdapter) describe(base site.Base) *Plan {
 	p := &Plan{PeftType: na.config.PeftType(), Config: na.config}
-	describer, _ := na.adapter.(Describer)
+	describer, _ := na.parts[0].(Describer)
 	for _, m := range na.adapter.Targets() {
 		t := PlannedTarget{Module: m}
 		if describer != nil {

@@ -156,25 +156,26 @@ func (na namedAdapter) write(dir string) error {
 	if err := Saveable(na.config); err != nil {
 		return err
 	}
-	values, err := na.layout.Host(na.arguments)
+	fileConfig, tensors, err := na.fileForm()
 	if err != nil {
 		return err
 	}
 	var list []safetensors.Tensor
-	for _, p := range na.layout.Params() {
-		if err := checkFinite(p.Name, values[p.Name]); err != nil {
+	for _, t := range tensors {
+		if err := checkFinite(t.Name, t.Values); err != nil {
 			return err
 		}
-		data := make([]byte, 4*p.Size())
-		if err := safetensors.EncodeFloat32s(data, values[p.Name], safetensors.F32); err != nil {
+		data := make([]byte, 4*len(t.Values))
+		if err := safetensors.EncodeFloat32s(data, t.Values, safetensors.F32); err != nil {
 			return err
 		}
-		list = append(list, safetensors.Tensor{Name: keyPrefix + p.Name, DType: safetensors.F32, Shape: p.Shape, Bytes: data})
+		key := Param{Name: t.Name, Key: t.Key}.fileKey()
+		list = append(list, safetensors.Tensor{Name: key, DType: safetensors.F32, Shape: t.Shape, Bytes: data})
 	}
 	if len(list) == 0 {
 		return errors.New("it has no tensors")
 	}
-	config, err := EncodeConfig(na.config)
+	config, err := EncodeConfig(fileConfig)
 	if err != nil {
 		return err
 	}
@@ -189,6 +190,24 @@ func (na namedAdapter) write(dir string) error {
 		return err
 	}
 	return readBack(dir, config, list)
+}
+
+// fileForm returns what an adapter's files hold.
+func (na namedAdapter) fileForm() (Config, []FileTensor, error) {
+	values, err := na.host()
+	if err != nil {
+		return nil, nil, err
+	}
+	if f, ok := na.parts[0].(FileForm); ok {
+		return f.FileForm(func(name string) []float32 { return values[name] })
+	}
+	var list []FileTensor
+	for _, p := range na.adapter.Params() {
+		if !p.Unsaved {
+			list = append(list, FileTensor{Name: p.Name, Key: p.Key, Shape: p.Shape, Values: values[p.Name]})
+		}
+	}
+	return na.config, list, nil
 }
 
 // readBack compares what lies on the disk with what was meant to.

@@ -7,6 +7,7 @@ import (
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/graph"
 
+	"github.com/gopeft/gopeft/internal/graphx"
 	"github.com/gopeft/gopeft/peft"
 )
 
@@ -45,47 +46,80 @@ func (a AdamW) Validate() error {
 	return nil
 }
 
+// scalarStep is the index of the step's number in [AdamW.scalars].
+const scalarStep = 3
+
 // scalars are the numbers of a step that change from step to step, computed in
-// float64: step size lr/(1-beta1^t), 1/sqrt(1-beta2^t), and the factor 1-lr·decay.
-// step counts from 1.
+// float64: step size lr/(1-beta1^t), 1/sqrt(1-beta2^t), lr·decay, and the step, which counts from 1.
 func (a AdamW) scalars(step int, lr float64) []float32 {
 	t := float64(step)
 	return []float32{
 		float32(lr / (1 - math.Pow(a.Beta1, t))),
 		float32(1 / math.Sqrt(1-math.Pow(a.Beta2, t))),
-		float32(1 - lr*a.WeightDecay),
+		float32(lr * a.WeightDecay),
+		float32(step),
 	}
 }
 
 // update builds one AdamW step on a tensor of any shape; scalars is the node of
-// [AdamW.scalars], spans says which of its elements decay.
-func (a AdamW) update(value, m, v, gradient, scalars *graph.Node, spans []peft.DecaySpan) (newValue, newM, newV *graph.Node) {
+// [AdamW.scalars], spans says how its elements are treated, rates is what the learning
+// rate of a group is multiplied by.
+func (a AdamW) update(value, m, v, gradient, scalars *graph.Node, spans []peft.Span, rates groupRates) (newValue, newM, newV *graph.Node) {
 	at := func(i int) *graph.Node { return graph.Reshape(graph.Slice(scalars, graph.AxisElem(i))) }
 	gradient = graph.ConvertDType(gradient, dtypes.Float32)
 	newM = graph.Add(graph.MulScalar(m, a.Beta1), graph.MulScalar(gradient, 1-a.Beta1))
 	newV = graph.Add(graph.MulScalar(v, a.Beta2), graph.MulScalar(graph.Square(gradient), 1-a.Beta2))
 	denominator := graph.AddScalar(graph.Mul(graph.Sqrt(newV), at(1)), a.Epsilon)
-	newValue = graph.Sub(decayed(value, at(2), spans), graph.Div(graph.Mul(newM, at(0)), denominator))
-	return newValue, newM, newV
+	rate := spread(spans, func(s peft.Span) float64 { return rates[s.Group] })
+	change := graph.Div(rate.times(graph.Mul(newM, at(0))), denominator)
+	if a.WeightDecay > 0 {
+		decay := spread(spans, func(s peft.Span) float64 {
+			if s.NoDecay {
+				return 0
+			}
+			return rates[s.Group]
+		})
+		value = graph.Mul(value, graph.OneMinus(decay.times(graph.BroadcastToShape(at(2), value.Shape()))))
+	}
+	return graph.Sub(value, change), newM, newV
 }
 
-// decayed multiplies those elements of value by factor that decay.
-func decayed(value, factor *graph.Node, spans []peft.DecaySpan) *graph.Node {
-	if len(spans) == 1 {
-		if spans[0].NoDecay {
-			return value
+// groupRates are what the learning rate is multiplied by, for each [peft.Group].
+type groupRates [peft.GroupEmbedding + 1]float64
+
+// factors are one constant for each span of an argument's elements.
+type factors []struct {
+	size  int
+	value float64
+}
+
+// spread joins neighbouring spans with one factor.
+func spread(spans []peft.Span, factor func(peft.Span) float64) factors {
+	var out factors
+	for _, s := range spans {
+		f := factor(s)
+		if n := len(out); n > 0 && out[n-1].value == f {
+			out[n-1].size += s.Size
+		} else {
+			out = append(out, struct {
+				size  int
+				value float64
+			}{s.Size, f})
 		}
-		return graph.Mul(value, factor)
 	}
-	var factors []*graph.Node
-	for _, span := range spans {
-		f := graph.OnesLike(factor)
-		if !span.NoDecay {
-			f = factor
-		}
-		factors = append(factors, graph.BroadcastToDims(f, span.Size))
+	return out
+}
+
+// times multiplies each element of x by its factor.
+func (f factors) times(x *graph.Node) *graph.Node {
+	if len(f) == 1 {
+		return graphx.Scale(x, f[0].value)
 	}
-	return graph.Mul(value, graph.Concatenate(factors, 0))
+	var parts []*graph.Node
+	for _, part := range f {
+		parts = append(parts, graph.BroadcastToDims(graph.Scalar(x.Graph(), x.DType(), part.value), part.size))
+	}
+	return graph.Mul(x, graph.Concatenate(parts, 0))
 }
 
 // clip scales gradients so that their global norm is at most maxNorm (0: no

@@ -112,7 +112,7 @@ func (r *run) writeCheckpoint(dir string) error {
 // saveAdapters writes those adapters that have a file in peft's format.
 func saveAdapters(pm *peft.PeftModel, dir string) error {
 	var names []string
-	for _, name := range pm.Active() {
+	for _, name := range pm.Trained() {
 		config, err := pm.Config(name)
 		if err != nil {
 			return err
@@ -180,42 +180,62 @@ const (
 	kindValue  = "value"
 	kindFirst  = "exp_avg"
 	kindSecond = "exp_avg_sq"
+	// kindConstant are tensors that the adapter itself changes after a step.
+	kindConstant = "constant"
 )
 
 // tensorKey names a trained tensor's value or moment. Adapter names have no "/".
 func tensorKey(adapter, kind, name string) string { return adapter + "/" + kind + "/" + name }
 
-type stateKind struct {
-	name string
-	list *[]*tensors.Tensor
+// piece is one kind of tensors of one adapter in a state.
+type piece struct {
+	adapter, kind string
+	layout        *peft.Layout
 }
 
-// kinds pairs the state's lists with their names.
-func (s *state) kinds() []stateKind {
-	return []stateKind{{kindValue, &s.values}, {kindFirst, &s.m}, {kindSecond, &s.v}}
+// pieces lists the state's tensors in order: values, moments, and the constants that
+// change with every step.
+func pieces(pm *peft.PeftModel) ([]piece, error) {
+	var out []piece
+	for _, kind := range []string{kindValue, kindFirst, kindSecond, kindConstant} {
+		for _, adapter := range pm.Trained() {
+			layout, err := pm.Layout(adapter)
+			if kind == kindConstant {
+				if !pm.Steps(adapter) {
+					continue
+				}
+				layout, err = pm.ConstantLayout(adapter)
+			}
+			if err != nil {
+				return nil, err
+			}
+			if layout != nil {
+				out = append(out, piece{adapter, kind, layout})
+			}
+		}
+	}
+	return out, nil
 }
 
 // tensors lists the state by tensor names. The values are fetched when they are
 // written, one kind of one adapter at a time.
 func (s *state) tensors(pm *peft.PeftModel) ([]safetensors.Tensor, error) {
+	list, err := pieces(pm)
+	if err != nil {
+		return nil, err
+	}
 	var out []safetensors.Tensor
 	var fetched hostTensors
-	for _, kind := range s.kinds() {
-		rest := *kind.list
-		for _, adapter := range pm.Active() {
-			layout, err := pm.Layout(adapter)
-			if err != nil {
-				return nil, err
-			}
-			n := layout.NumArguments()
-			from := source{layout, rest[:n:n]}
-			rest = rest[n:]
-			for _, p := range layout.Params() {
-				out = append(out, safetensors.Tensor{
-					Name: tensorKey(adapter, kind.name, p.Name), DType: safetensors.F32, Shape: p.Shape,
-					Data: func(w io.Writer) error { return fetched.write(w, &from, p.Name) },
-				})
-			}
+	rest := slices.Concat(s.arguments(), s.constants)
+	for _, piece := range list {
+		n := piece.layout.NumArguments()
+		from := source{piece.layout, rest[:n:n]}
+		rest = rest[n:]
+		for _, p := range piece.layout.Params() {
+			out = append(out, safetensors.Tensor{
+				Name: tensorKey(piece.adapter, piece.kind, p.Name), DType: safetensors.F32, Shape: p.Shape,
+				Data: func(w io.Writer) error { return fetched.write(w, &from, p.Name) },
+			})
 		}
 	}
 	return out, nil

@@ -2,6 +2,7 @@ package train
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/graph"
@@ -15,10 +16,13 @@ import (
 
 // This file builds the programs of a training step. All take the batch last:
 //
-//	fused:     values, m, v, scalars, random, batch -> values, m, v, [sum, count, norm]
-//	gradients: values, sums, [sum, count], random, batch -> sums, [sum, count]
-//	apply:     values, m, v, scalars, sums, [sum, count] -> values, m, v, [sum, count, norm]
-//	evaluate:  values, random, batch -> [sum, count]
+//	fused:     values, m, v, constants, scalars, random, batch -> values, m, v, stepped, [sum, count, norm]
+//	gradients: values, constants, sums, [sum, count], random, batch -> sums, [sum, count]
+//	apply:     values, m, v, constants, scalars, sums, [sum, count] -> values, m, v, stepped, [sum, count, norm]
+//	evaluate:  values, constants, random, batch -> [sum, count]
+//
+// values and then constants are the arguments of the view: what is trained, and what is
+// not; the first of the constants are those that a peft.StepAdapter changes: stepped.
 
 // inputs takes a program's arguments apart, first to last.
 type inputs []*graph.Node
@@ -31,12 +35,9 @@ func (in *inputs) take(n int) []*graph.Node {
 
 func (in *inputs) one() *graph.Node { return in.take(1)[0] }
 
-// run sets up a pass over the trained view, its hook bound to the values.
-func (s *stepper) run(values []*graph.Node, random *graph.Node, gradient bool) (*Run, *peft.Binding) {
-	binding, err := s.pm.Bind(values)
-	if err != nil {
-		panic(err)
-	}
+// run sets up a pass over the trained view, its hook bound to the arguments.
+func (s *stepper) run(arguments []*graph.Node, random *graph.Node, gradient bool) (*Run, *peft.Binding) {
+	binding := s.bind(arguments)
 	g := random.Graph()
 	pass := &site.Pass{Graph: g, DType: s.lm.DType(), Hook: binding}
 	if gradient {
@@ -45,6 +46,14 @@ func (s *stepper) run(values []*graph.Node, random *graph.Node, gradient bool) (
 		pass.Random = &site.Random{Seed: at(0), Step: at(1), MicroStep: at(2), RowOffset: at(3)}
 	}
 	return &Run{Model: s.lm, Pass: pass, Gradient: gradient}, binding
+}
+
+func (s *stepper) bind(arguments []*graph.Node) *peft.Binding {
+	binding, err := s.pm.Bind(arguments)
+	if err != nil {
+		panic(err)
+	}
+	return binding
 }
 
 // batch names the batch's nodes, of which positions and segments may be absent.
@@ -61,38 +70,38 @@ func (v variant) batch(in *inputs) BatchNodes {
 
 // lossAndGradients builds the loss sums and the gradients of its sum, one node for
 // each value argument.
-func (s *stepper) lossAndGradients(values []*graph.Node, random *graph.Node, b BatchNodes) (gradients []*graph.Node, sum, count *graph.Node) {
-	r, binding := s.run(values, random, true)
+func (s *stepper) lossAndGradients(arguments []*graph.Node, random *graph.Node, b BatchNodes) (gradients []*graph.Node, sum, count *graph.Node) {
+	r, binding := s.run(arguments, random, true)
 	sum, count = s.config.loss.Loss(r, b)
-	var views []*graph.Node
-	for i := range s.layouts {
-		views = append(views, binding.Views(i)...)
-	}
-	all := graph.Gradient(sum, views...)
-	for _, layout := range s.layouts {
-		n := len(layout.Params())
-		for _, g := range layout.Join(all[:n]) {
-			gradients = append(gradients, graph.ConvertDType(g, dtypes.Float32))
-		}
-		all = all[n:]
+	for _, g := range binding.Join(graph.Gradient(sum, binding.Views()...)) {
+		gradients = append(gradients, graph.ConvertDType(g, dtypes.Float32))
 	}
 	return gradients, sum, count
 }
 
-// apply builds mean, clipping and AdamW from summed gradients. Where the result is
-// not finite the old state is returned, since large tensors were donated.
-func (s *stepper) apply(values, m, v []*graph.Node, scalars *graph.Node, gradients []*graph.Node, sum, count *graph.Node) []*graph.Node {
+// apply builds mean, clipping, AdamW and what adapters do after it, from summed gradients.
+// Where the result is not finite the old state is returned, since large tensors were donated.
+func (s *stepper) apply(values, m, v, constants []*graph.Node, scalars *graph.Node, gradients []*graph.Node, sum, count *graph.Node) []*graph.Node {
 	denominator := graph.MaxScalar(count, 1.0)
 	means := make([]*graph.Node, len(gradients))
 	for i, g := range gradients {
 		means[i] = graph.Div(g, denominator)
 	}
+	if extra := s.addExtraLoss(values, constants, means); extra != nil {
+		sum = graph.Add(sum, graph.Mul(extra, count))
+	}
 	clipped, norm := clip(means, s.config.maxGradNorm)
-	ok := graph.LogicalAnd(graph.IsFinite(norm), graph.IsFinite(sum))
 	n := len(values)
-	out := make([]*graph.Node, 3*n, 3*n+1)
+	out := make([]*graph.Node, 3*n, 3*n+s.numStepped+1)
 	for i := range values {
-		out[i], out[n+i], out[2*n+i] = s.config.adamw.update(values[i], m[i], v[i], clipped[i], scalars, s.spans[i])
+		out[i], out[n+i], out[2*n+i] = s.config.adamw.update(values[i], m[i], v[i], clipped[i], scalars, s.spans[i], s.config.rates)
+	}
+	if s.afterStep {
+		stepped := s.stepAdapters(out[:n], constants, clipped, scalars)
+		out = append(out, stepped...)
+	}
+	ok := graph.LogicalAnd(graph.IsFinite(norm), graph.IsFinite(sum))
+	for i := range values {
 		if s.large[i] {
 			out[i] = graph.Where(ok, out[i], values[i])
 			out[n+i] = graph.Where(ok, out[n+i], m[i])
@@ -102,20 +111,55 @@ func (s *stepper) apply(values, m, v []*graph.Node, scalars *graph.Node, gradien
 	return append(out, graph.Stack([]*graph.Node{sum, count, norm}, 0))
 }
 
+// addExtraLoss adds the gradients of what adapters add to the mean loss to means, and
+// returns the term, nil if there is none.
+func (s *stepper) addExtraLoss(values, constants, means []*graph.Node) *graph.Node {
+	binding := s.bind(slices.Concat(values, constants))
+	extra := binding.ExtraLoss()
+	if extra == nil {
+		return nil
+	}
+	for i, g := range binding.Join(graph.Gradient(extra, binding.Views()...)) {
+		means[i] = graph.Add(means[i], graph.ConvertDType(g, dtypes.Float32))
+	}
+	return extra
+}
+
+// stepAdapters lets adapters change the values, in place, and their constants, which it returns.
+func (s *stepper) stepAdapters(values, constants, gradients []*graph.Node, scalars *graph.Node) []*graph.Node {
+	step := graph.ConvertDType(graph.Reshape(graph.Slice(scalars, graph.AxisElem(scalarStep))), dtypes.Int32)
+	changed, stepped := s.bind(slices.Concat(values, constants)).AfterStep(step, s.views(gradients))
+	copy(values, changed)
+	return stepped
+}
+
+// views cuts gradients, arranged as the value arguments are, into one node a tensor.
+func (s *stepper) views(gradients []*graph.Node) []*graph.Node {
+	var all []*graph.Node
+	for _, layout := range s.layouts {
+		n := layout.NumArguments()
+		all = append(all, layout.Bind(gradients[:n]).Views()...)
+		gradients = gradients[n:]
+	}
+	return all
+}
+
 func (s *stepper) fusedGraph(v variant) graphFunc {
 	return func(in inputs) []*graph.Node {
 		n := len(s.large)
-		values, m, second, scalars, random := in.take(n), in.take(n), in.take(n), in.one(), in.one()
-		gradients, sum, count := s.lossAndGradients(values, random, v.batch(&in))
-		return s.apply(values, m, second, scalars, gradients, sum, count)
+		values, m, second, constants := in.take(n), in.take(n), in.take(n), in.take(s.numConstants)
+		scalars, random := in.one(), in.one()
+		gradients, sum, count := s.lossAndGradients(slices.Concat(values, constants), random, v.batch(&in))
+		return s.apply(values, m, second, constants, scalars, gradients, sum, count)
 	}
 }
 
 func (s *stepper) gradientsGraph(v variant) graphFunc {
 	return func(in inputs) []*graph.Node {
 		n := len(s.large)
-		values, sums, lossSums, random := in.take(n), in.take(n), in.one(), in.one()
-		gradients, sum, count := s.lossAndGradients(values, random, v.batch(&in))
+		arguments := in.take(n + s.numConstants)
+		sums, lossSums, random := in.take(n), in.one(), in.one()
+		gradients, sum, count := s.lossAndGradients(arguments, random, v.batch(&in))
 		out := make([]*graph.Node, n, n+1)
 		for i := range gradients {
 			out[i] = graph.Add(sums[i], gradients[i])
@@ -127,16 +171,17 @@ func (s *stepper) gradientsGraph(v variant) graphFunc {
 func (s *stepper) applyGraph() graphFunc {
 	return func(in inputs) []*graph.Node {
 		n := len(s.large)
-		values, m, v, scalars, sums, lossSums := in.take(n), in.take(n), in.take(n), in.one(), in.take(n), in.one()
+		values, m, v, constants := in.take(n), in.take(n), in.take(n), in.take(s.numConstants)
+		scalars, sums, lossSums := in.one(), in.take(n), in.one()
 		at := func(i int) *graph.Node { return graph.Reshape(graph.Slice(lossSums, graph.AxisElem(i))) }
-		return s.apply(values, m, v, scalars, sums, at(0), at(1))
+		return s.apply(values, m, v, constants, scalars, sums, at(0), at(1))
 	}
 }
 
 func (s *stepper) evaluateGraph(v variant) graphFunc {
 	return func(in inputs) []*graph.Node {
-		values, random := in.take(len(s.large)), in.one()
-		r, _ := s.run(values, random, false)
+		arguments, random := in.take(len(s.large)+s.numConstants), in.one()
+		r, _ := s.run(arguments, random, false)
 		sum, count := s.config.loss.Loss(r, v.batch(&in))
 		return []*graph.Node{graph.Stack([]*graph.Node{sum, count}, 0)}
 	}

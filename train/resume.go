@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/gomlx/gomlx/core/tensors"
+
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/peft"
 )
@@ -198,30 +200,35 @@ func readTensors(path string, pm *peft.PeftModel) (*state, error) {
 	}
 	defer file.Close()
 	s, read := &state{}, 0
-	for _, kind := range s.kinds() {
-		for _, adapter := range pm.Active() {
-			layout, err := pm.Layout(adapter)
-			if err != nil {
-				return nil, err
-			}
-			host := map[string][]float32{}
-			for _, p := range layout.Params() {
-				if host[p.Name], err = readTensor(file, tensorKey(adapter, kind.name, p.Name), p.Shape); err != nil {
-					return nil, err
-				}
-				read++
-			}
-			list, err := layout.FromHost(host)
-			if err != nil {
-				return nil, err
-			}
-			*kind.list = append(*kind.list, list...)
-		}
+	if err := s.fromModel(pm); err != nil {
+		return nil, err
 	}
+	constants := s.constants[s.stepped:]
+	s.values, s.constants = nil, nil
+	list, err := pieces(pm)
+	if err != nil {
+		return nil, err
+	}
+	for _, piece := range list {
+		host := map[string][]float32{}
+		for _, p := range piece.layout.Params() {
+			if host[p.Name], err = readTensor(file, tensorKey(piece.adapter, piece.kind, p.Name), p.Shape); err != nil {
+				return nil, err
+			}
+			read++
+		}
+		arguments, err := piece.layout.FromHost(host)
+		if err != nil {
+			return nil, err
+		}
+		into := map[string]*[]*tensors.Tensor{kindValue: &s.values, kindFirst: &s.m, kindSecond: &s.v, kindConstant: &s.constants}[piece.kind]
+		*into = append(*into, arguments...)
+	}
+	s.constants = append(s.constants, constants...)
 	if n := len(file.Names()); n != read {
 		return nil, fmt.Errorf("%s has %d tensors, want %d", path, n, read)
 	}
-	return s, toDevice(pm.Base().Backend(), s.arguments())
+	return s, toDevice(pm.Base().Backend(), slices.Concat(s.arguments(), s.constants))
 }
 
 func readTensor(file *safetensors.File, key string, shape []int) ([]float32, error) {

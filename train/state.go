@@ -26,9 +26,13 @@ var errStateLost = errors.New("train: the trained values were lost in a failed s
 // peft.Layout lays it out.
 type state struct {
 	values, m, v []*tensors.Tensor
+	// constants are the other arguments of the view; the first stepped of them change with
+	// every step.
+	constants []*tensors.Tensor
+	stepped   int
 	// step counts the optimizer steps that were made.
 	step int
-	// shared marks values that belong to the model and must not be freed.
+	// shared marks values and stepped constants that belong to the model and must not be freed.
 	shared bool
 	// lost is true once donated tensors went down with a failed execution.
 	lost bool
@@ -36,19 +40,32 @@ type state struct {
 
 // newState starts from the model's values with zero moments.
 func newState(pm *peft.PeftModel) (*state, error) {
-	values, err := pm.Arguments()
-	if err != nil {
+	s := &state{shared: true}
+	if err := s.fromModel(pm); err != nil {
 		return nil, err
 	}
-	s := &state{values: values, shared: true}
-	for _, t := range values {
+	for _, t := range s.values {
 		s.m = append(s.m, tensors.FromShape(t.Shape()))
 		s.v = append(s.v, tensors.FromShape(t.Shape()))
 	}
-	if err := toDevice(pm.Base().Backend(), s.arguments()); err != nil {
+	if err := toDevice(pm.Base().Backend(), slices.Concat(s.arguments(), s.constants)); err != nil {
 		return nil, fmt.Errorf("train: values and moments: %w", err)
 	}
 	return s, nil
+}
+
+// fromModel takes the model's values and constants.
+func (s *state) fromModel(pm *peft.PeftModel) error {
+	arguments, err := pm.Arguments()
+	if err != nil {
+		return err
+	}
+	n, stepped, err := pm.NumTrained()
+	if err != nil {
+		return err
+	}
+	s.values, s.constants, s.stepped = arguments[:n:n], arguments[n:], stepped
+	return nil
 }
 
 // arguments are the state's tensors in the order of a program's inputs.
@@ -64,7 +81,12 @@ func (s *state) replace(results []*tensors.Tensor) {
 	}
 	free(s.m)
 	free(s.v)
-	s.values, s.m, s.v, s.shared = results[:n:n], results[n:2*n:2*n], results[2*n:3*n:3*n], false
+	if !s.shared {
+		free(s.constants[:s.stepped])
+	}
+	s.values, s.m, s.v = results[:n:n], results[n:2*n:2*n], results[2*n:3*n:3*n]
+	s.constants = slices.Concat(results[3*n:], s.constants[s.stepped:])
+	s.shared = false
 }
 
 // manyValues are worth a run of the garbage collector: 16 MiB.
@@ -72,8 +94,8 @@ const manyValues = 4 << 20
 
 // publish gives the values to the model, which keeps them.
 func (s *state) publish(pm *peft.PeftModel) error {
-	values, replaced := s.values, 0
-	for _, name := range pm.Active() {
+	values, stepped, replaced := s.values, s.constants[:s.stepped], 0
+	for _, name := range pm.Trained() {
 		layout, err := pm.Layout(name)
 		if err != nil {
 			return err
@@ -84,6 +106,21 @@ func (s *state) publish(pm *peft.PeftModel) error {
 		}
 		replaced += layout.NumValues()
 		values = values[n:]
+		if !pm.Steps(name) {
+			continue
+		}
+		constants, err := pm.ConstantLayout(name)
+		if err != nil {
+			return err
+		}
+		if constants == nil {
+			continue
+		}
+		n = constants.NumArguments()
+		if err := pm.SetConstants(name, stepped[:n]); err != nil {
+			return err
+		}
+		stepped = stepped[n:]
 	}
 	// The values published before are not ours to free: a program may be running on
 	// them. Nobody else will, and the garbage collector, which frees a device's buffer

@@ -23,6 +23,7 @@ import (
 type stepConfig struct {
 	loss        Loss
 	adamw       AdamW
+	rates       groupRates
 	maxGradNorm float64
 	checkpoint  bool
 	seed        uint64
@@ -34,16 +35,22 @@ type stepConfig struct {
 
 // stepper makes optimizer steps on the active adapters of a model.
 type stepper struct {
-	pm      *peft.PeftModel
-	lm      site.LanguageModel
-	config  stepConfig
+	pm     *peft.PeftModel
+	lm     site.LanguageModel
+	config stepConfig
+	// layouts are those of the trained adapters.
 	layouts []*peft.Layout
 	// together is RowGroups.RowsTogether of the loss, 1 without.
 	together int
 	// large marks, for each value argument, tensors that are donated to the program.
 	large []bool
-	// spans say which elements of each value argument decay.
-	spans [][]peft.DecaySpan
+	// spans say how the elements of each value argument are treated.
+	spans [][]peft.Span
+	// numConstants is the number of the view's arguments that are not trained; the first
+	// numStepped of them are changed after each step.
+	numConstants, numStepped int
+	// afterStep is true when some adapter takes part in the step.
+	afterStep bool
 
 	mu    sync.Mutex
 	execs map[programKey]*model.Exec
@@ -87,13 +94,26 @@ func newStepper(pm *peft.PeftModel, config stepConfig) (*stepper, error) {
 			return nil, fmt.Errorf("train: loss %T keeps %d rows together, want 0 or more", config.loss, s.together)
 		}
 	}
-	for _, name := range pm.Active() {
+	if config.rates == (groupRates{}) {
+		s.config.rates = groupRates{1, 1, 1}
+	}
+	arguments, err := pm.Arguments()
+	if err != nil {
+		return nil, err
+	}
+	values, stepped, err := pm.NumTrained()
+	if err != nil {
+		return nil, err
+	}
+	s.numConstants, s.numStepped = len(arguments)-values, stepped
+	s.afterStep = pm.Steps()
+	for _, name := range pm.Trained() {
 		layout, err := pm.Layout(name)
 		if err != nil {
 			return nil, err
 		}
 		s.layouts = append(s.layouts, layout)
-		s.spans = append(s.spans, layout.DecaySpans()...)
+		s.spans = append(s.spans, layout.Spans()...)
 		for i := range layout.NumArguments() {
 			s.large = append(s.large, i > 0)
 		}
@@ -160,6 +180,7 @@ func validateMicro(st *state, micro []Batch) error {
 // in for donated tensors: they hold the old values.
 func (s *stepper) discard(st *state, results []*tensors.Tensor) {
 	n := len(s.large)
+	free(results[3*n:])
 	for k, list := range [][]*tensors.Tensor{st.values, st.m, st.v} {
 		for i, result := range results[k*n : (k+1)*n] {
 			if s.large[i] && !(k == 0 && st.shared) {
@@ -218,7 +239,7 @@ func (s *stepper) gradients(st *state, sums []*tensors.Tensor, b Batch) ([]*tens
 	call := func(sums []*tensors.Tensor, part Batch) ([]*tensors.Tensor, error) {
 		batch := batchTensors(part)
 		defer free(batch)
-		arguments := append(tensorArguments(st.values, sums), s.random(st.step, part.RowOffset))
+		arguments := append(tensorArguments(st.values, st.constants, sums), s.random(st.step, part.RowOffset))
 		return exec.Exec(append(arguments, tensorArguments(batch)...)...)
 	}
 	if s.config.parts <= 1 {
@@ -228,7 +249,7 @@ func (s *stepper) gradients(st *state, sums []*tensors.Tensor, b Batch) ([]*tens
 }
 
 // evaluate returns the sum of the loss over a batch's targets, without dropout.
-func (s *stepper) evaluate(values []*tensors.Tensor, b Batch) (sum float64, targets int, err error) {
+func (s *stepper) evaluate(arguments []*tensors.Tensor, b Batch) (sum float64, targets int, err error) {
 	if err := b.validate(); err != nil {
 		return 0, 0, err
 	}
@@ -241,7 +262,7 @@ func (s *stepper) evaluate(values []*tensors.Tensor, b Batch) (sum float64, targ
 	err = inParallel(len(pieces), func(i int) error {
 		batch := batchTensors(pieces[i])
 		defer free(batch)
-		out, err := exec.Exec(append(append(tensorArguments(values), s.random(0, 0)), tensorArguments(batch)...)...)
+		out, err := exec.Exec(append(append(tensorArguments(arguments), s.random(0, 0)), tensorArguments(batch)...)...)
 		if err != nil {
 			return err
 		}
@@ -281,12 +302,12 @@ func (s *stepper) close() {
 	clear(s.execs)
 }
 
-// update runs a program that takes values and moments first and returns their
+// update runs a program that takes values, moments and constants first and returns their
 // successors. Large tensors are donated: two copies of them would not fit. The
 // program is compiled before anything is given away, so that only a failing
 // execution can lose them.
 func (s *stepper) update(exec *model.Exec, st *state, rest []any) ([]*tensors.Tensor, error) {
-	arguments := append(tensorArguments(st.arguments()), rest...)
+	arguments := append(tensorArguments(st.arguments(), st.constants), rest...)
 	if !slices.Contains(s.large, true) {
 		return exec.Exec(arguments...)
 	}

@@ -100,7 +100,7 @@ func Evaluate(t testing.TB, pm *peft.PeftModel, ids, labels *tensors.Tensor) Eva
 		loss := meanLoss(logits, in[1])
 		out := []*graph.Node{logits, loss}
 		if gradients {
-			out = append(out, graph.Gradient(loss, binding.Views(0)...)...)
+			out = append(out, graph.Gradient(loss, binding.Views()...)...)
 		}
 		return out
 	})
