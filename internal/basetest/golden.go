@@ -25,6 +25,24 @@ import (
 // Fixtures is the folder of golden data, seen from a package one level below the root.
 const Fixtures = "../internal/golden/testdata"
 
+// Root is the repository's root folder.
+func Root(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	require.NoError(t, err)
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		parent := filepath.Dir(dir)
+		require.NotEqual(t, dir, parent, "no go.mod above the test's folder")
+		dir = parent
+	}
+}
+
+// Model is a base of the tests.
+type Model = *models.Model
+
 // Golden is one adapter made by Python's peft, see internal/golden/lora_golden.py.
 type Golden struct {
 	Model     string
@@ -138,6 +156,14 @@ func meanLoss(logits, labels *graph.Node) *graph.Node {
 func Flat(t testing.TB, x *tensors.Tensor) []float32 {
 	t.Helper()
 	values, err := tensors.CopyFlatData[float32](x)
+	require.NoError(t, err)
+	return values
+}
+
+// Ints copies an int32 tensor to the host.
+func Ints(t testing.TB, x *tensors.Tensor) []int32 {
+	t.Helper()
+	values, err := tensors.CopyFlatData[int32](x)
 	require.NoError(t, err)
 	return values
 }

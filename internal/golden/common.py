@@ -42,6 +42,11 @@ def random_ids(shape, *key):
     return torch.from_numpy(rng("ids", *key).integers(3, VOCAB, shape).astype(np.int64))
 
 
+def neutral_norm(model):
+    """The stored value of a norm's weight that scales by 1: Gemma's norms scale by 1 + weight."""
+    return 0.0 if model.config.model_type.startswith("gemma") else 1.0
+
+
 def fill(model, key):
     """Overwrite every weight so that each one matters: matrices N(0, 0.3), embeddings
     and biases N(0, 0.5), norm scales 1 + N(0, 0.3)."""
@@ -49,7 +54,7 @@ def fill(model, key):
         for name, p in model.named_parameters():
             x = rng("weight", key, name).standard_normal(tuple(p.shape))
             if "norm" in name:
-                x = 1 + 0.3 * x
+                x = neutral_norm(model) + 0.3 * x
             elif name.endswith(".bias") or "embed_tokens" in name:
                 x = 0.5 * x
             else:

@@ -11,9 +11,10 @@ import json
 import pathlib
 import sys
 
-from common import VOCAB, fill, fresh, load, random_ids, write_json, write_tensors
+from common import VOCAB, fill, fresh, load, neutral_norm, random_ids, write_json, write_tensors
 import torch
-from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, AutoModelForCausalLM
+from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GemmaConfig, LlamaConfig, MistralConfig,
+                          Phi3Config, Qwen2Config, Qwen3Config)
 
 SIZES = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, pad_token_id=0, bos_token_id=1,
@@ -30,6 +31,23 @@ def rope(kind, theta=10000.0, **options):
 
 PLAIN_ROPE = rope("default")
 YARN = dict(factor=4.0, original_max_position_embeddings=32)
+
+
+# Gemma: head_dim 8 is not hidden_size / num_attention_heads in SMALL_GEMMA; the embedding is tied, as it always is.
+GEMMA = SIZES | dict(head_dim=8, tie_word_embeddings=True)
+SMALL_GEMMA = SMALL | dict(head_dim=8)
+TINY_GEMMA = TINY | dict(head_dim=8)
+GEMMA2 = dict(attn_logit_softcapping=2.0, final_logit_softcapping=12.0, sliding_window=8)
+
+
+def ropes(sliding_attention=None, rope_type="default", **full):
+    """Gemma 3's: one for layers that see everything, one for those with a window."""
+    return dict(rope_parameters=dict(full_attention=dict(rope_type=rope_type, **full),
+                                     sliding_attention=sliding_attention or dict(rope_type="default", rope_theta=10000.0)))
+
+
+LONG = dict(original_max_position_embeddings=32)
+LONG_FACTORS = dict(short_factor=[1.0, 1.1, 1.2, 1.3, 1.4, 1.5], long_factor=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], partial_rotary_factor=0.75)
 
 
 @dataclasses.dataclass
@@ -66,9 +84,37 @@ CASES = {
     "llama_f16": Case(LlamaConfig, TINY, dtype=torch.float16, whole=False),
     "llama_f64": Case(LlamaConfig, TINY, dtype=torch.float64, whole=False),
     "llama_sharded": Case(LlamaConfig, SMALL, shard="12KB", whole=False),
+} | {
+    "gemma": Case(GemmaConfig, GEMMA | rope("default"), [rope("default", 500.0), dict(hidden_act="relu"), dict(rms_norm_eps=0.1)]),
+    # "gelu" means the tanh approximation here; attention_bias is q, k, v and o.
+    "gemma_legacy_act": Case(GemmaConfig, TINY_GEMMA | dict(hidden_act="gelu", attention_bias=True), [dict(hidden_act="relu")],
+                             whole=False),
+    "gemma2": Case(Gemma2Config, GEMMA | GEMMA2 | dict(query_pre_attn_scalar=5), [
+        dict(query_pre_attn_scalar=8), dict(attn_logit_softcapping=None), dict(final_logit_softcapping=None), dict(sliding_window=9),
+        dict(layer_types=["full_attention", "sliding_attention"]), dict(hidden_activation="relu")]),
+    "gemma2_uncapped": Case(Gemma2Config, TINY_GEMMA | dict(attn_logit_softcapping=None, final_logit_softcapping=None, sliding_window=8,
+                            query_pre_attn_scalar=8, layer_types=["full_attention", "sliding_attention"]),
+                            [dict(attn_logit_softcapping=2.0), dict(final_logit_softcapping=2.0)]),
+    "gemma3_text": Case(Gemma3TextConfig, GEMMA | ropes(rope_theta=100.0) | dict(query_pre_attn_scalar=5, sliding_window=8,
+                        sliding_window_pattern=2, final_logit_softcapping=12.0), [
+        dict(query_pre_attn_scalar=8), dict(final_logit_softcapping=None), dict(sliding_window=9), ropes(rope_theta=1e6),
+        dict(layer_types=["full_attention", "sliding_attention"]),
+        ropes(rope_theta=100.0, sliding_attention=dict(rope_type="default", rope_theta=50.0))]),
+    "gemma3_linear_rope": Case(Gemma3TextConfig, SMALL_GEMMA | dict(query_pre_attn_scalar=8, sliding_window=64, sliding_window_pattern=2)
+                               | ropes(rope_theta=100.0, rope_type="linear", factor=4.0), [ropes(rope_theta=100.0)]),
+    "phi3": Case(Phi3Config, SIZES | dict(sliding_window=8, resid_pdrop=0.1, embd_pdrop=0.1) | rope("default", 500.0),
+                 [dict(sliding_window=None), dict(sliding_window=9), PLAIN_ROPE]),
+    "phi3_partial": Case(Phi3Config, SMALL | rope("default", partial_rotary_factor=0.75), [PLAIN_ROPE]),
+    # 16 positions are short and 40 are long: input_ids are of the one kind and long_ids of the other.
+    "phi3_longrope": Case(Phi3Config, SMALL | LONG | rope("longrope", **LONG_FACTORS),
+                          [PLAIN_ROPE, rope("longrope", **LONG_FACTORS | dict(long_factor=[2.0] * 6)),
+                           dict(max_position_embeddings=32)]),
+    "llama_longrope": Case(LlamaConfig, SMALL | LONG | rope("longrope", short_factor=[1.0] * 8, long_factor=[3.0] * 8,
+                                                            attention_factor=0.9),
+                           [PLAIN_ROPE, rope("longrope", short_factor=[1.0] * 8, long_factor=[3.0] * 8)]),
 }
 # The keys that transformers 4 wrote and that hub checkpoints still carry.
-LEGACY_ROPE = {"llama3_rope", "linear_rope", "dynamic_rope", "yarn_rope", "llama"}
+LEGACY_ROPE = {"llama3_rope", "linear_rope", "dynamic_rope", "yarn_rope", "llama", "gemma3_linear_rope", "phi3_longrope"}
 
 
 def padded(lengths, side, *key):
@@ -124,7 +170,7 @@ def prove(folder, case, config, overrides, out):
     for name, p in model.named_parameters():
         with torch.no_grad():
             kept = p.clone()
-            p.fill_(1.0 if "norm" in name else 0.0)
+            p.fill_(neutral_norm(model) if "norm" in name else 0.0)
             moved = (model(out["long_ids"], use_cache=False).logits - out["long_logits"]).abs().max().item()
             p.copy_(kept)
         if moved < 0.05:
@@ -132,7 +178,8 @@ def prove(folder, case, config, overrides, out):
     weights = model.state_dict()
     for override in overrides:
         changed = copy.deepcopy(config.to_dict()) | override
-        changed.pop("layer_types", None)
+        if "layer_types" not in override:
+            changed.pop("layer_types", None)
         model = AutoModelForCausalLM.from_config(type(config)(**changed), attn_implementation="eager").float().eval()
         model.load_state_dict(weights)
         with torch.no_grad():
@@ -145,14 +192,23 @@ def write_legacy(folder, case, out):
     """config_legacy.json: the same model as transformers 4 described it (rope_theta, rope_scaling, torch_dtype)."""
     config = json.loads((folder / "config.json").read_text())
     parameters = config.pop("rope_parameters")
+    if case == "gemma3_linear_rope":
+        config["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+        config["sliding_window_pattern"] = 2
+        del config["layer_types"]
+        parameters = parameters["full_attention"]
     config["rope_theta"] = parameters.pop("rope_theta")
     config["rope_scaling"] = None if parameters["rope_type"] == "default" else parameters
     if case == "linear_rope":  # the oldest spelling
         parameters["type"] = parameters.pop("rope_type")
+    if case == "phi3_longrope":  # LongRoPE's first name
+        config["partial_rotary_factor"] = parameters.pop("partial_rotary_factor")
+        parameters["type"] = "su"
+        del parameters["rope_type"]
     config["torch_dtype"] = config.pop("dtype")
     config["transformers_version"] = "4.46.0"
     write_json(folder / "config_legacy.json", config)
-    model = AutoModelForCausalLM.from_config(LlamaConfig.from_json_file(folder / "config_legacy.json"),
+    model = AutoModelForCausalLM.from_config(CASES[case].config.from_json_file(folder / "config_legacy.json"),
                                              attn_implementation="eager").float().eval()
     model.load_state_dict(load(folder).state_dict())
     with torch.no_grad():
