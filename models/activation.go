@@ -44,7 +44,11 @@ func geluTanh(x *Node) *Node {
 
 // act reads the activation named by a field.
 func (f *fields) act(name, otherwise string) activation {
-	kind := f.textOr(name, otherwise)
+	return f.actNamed(name, f.textOr(name, otherwise))
+}
+
+// actNamed returns the activation called kind, which the field name asks for.
+func (f *fields) actNamed(name, kind string) activation {
 	act, ok := activations[kind]
 	if !ok {
 		names := make([]string, 0, len(activations))

@@ -20,6 +20,8 @@ type attentionPass struct {
 	length int // tokens of this pass
 	slots  int // keys a token may see: length, or the slots of a filled cache
 	masks  map[int]*Node
+	// scoreCap bounds the scores smoothly, see softCap; 0: not at all.
+	scoreCap float64
 }
 
 // newAttentionPass checks the inputs of a pass and prepares its masks.
@@ -158,7 +160,7 @@ func (c *attentionPass) write(cache, x *Node) *Node {
 func (c *attentionPass) attend(q, k, v *Node, window int) *Node {
 	dims := q.Shape().Dimensions
 	batch, length, heads, headDim := dims[0], dims[1], dims[2], dims[3]
-	if c.plain(window) && flash(q) {
+	if c.plain(window) && c.scoreCap == 0 && flash(q) {
 		out, _ := attention.Core(q, k, v, attention.LayoutBSHD, attention.CoreOptions{UseCausalMask: true, Scale: 1})
 		return Reshape(out, batch, length, heads*headDim)
 	}
@@ -166,7 +168,7 @@ func (c *attentionPass) attend(q, k, v *Node, window int) *Node {
 	q = Reshape(q, batch, length, kvHeads, heads/kvHeads, headDim)
 	scores := graphx.Dot(q, []int{4}, []int{0, 2}, ConvertDType(k, q.DType()), []int{3}, []int{0, 2})
 	// scores: [batch, kvHeads, length, group, slots]
-	scores = Add(ConvertDType(scores, dtypes.Float32), c.mask(window))
+	scores = Add(softCap(ConvertDType(scores, dtypes.Float32), c.scoreCap), c.mask(window))
 	out := graphx.SoftmaxDot(scores, ConvertDType(v, q.DType()))
 	// out: [batch, kvHeads, length, group, headDim]
 	return Reshape(TransposeAllAxes(out, 0, 2, 1, 3, 4), batch, length, heads*headDim)

@@ -141,6 +141,14 @@ func (f *fields) numberOr(name string, otherwise float64) float64 {
 	return x
 }
 
+// numberUnlessNull is a positive number; null does not mean the default but 0.
+func (f *fields) numberUnlessNull(name string, otherwise float64) float64 {
+	if _, present := f.values[name]; present {
+		otherwise = 0
+	}
+	return f.numberOr(name, otherwise)
+}
+
 // numbers is a required list of n positive numbers.
 func (f *fields) numbers(name string, n int) []float64 {
 	wanted := fmt.Sprintf("a list of %d positive numbers", n)

@@ -49,7 +49,7 @@ func (r *recorder) Adapts(string) bool { return true }
 // TestSites: the hook sees each module once, in order, with inputs and outputs of
 // the described shapes, and each parameter once (a tied one twice).
 func TestSites(t *testing.T) {
-	for _, name := range []string{"llama", "llama_tied", "llama_bias", "qwen2", "qwen3"} {
+	for _, name := range []string{"llama", "llama_tied", "llama_bias", "qwen2", "qwen3", "gemma_legacy_act", "gemma2", "gemma3_text", "phi3"} {
 		t.Run(name, func(t *testing.T) {
 			m, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
 			require.NoError(t, err)
@@ -153,7 +153,8 @@ var packed = [][]int32{{1, 1, 2, 2, 2}, {1, 1, 1, 1, 1}}
 // TestGradients: the gradient through every module agrees with finite differences
 // and is the same with blocks checkpointed or cheap parts recomputed.
 func TestGradients(t *testing.T) {
-	for _, name := range []string{"llama", "mistral", "qwen2", "qwen3", "dynamic_rope", "llama_gelu", "llama_gelu_tanh"} {
+	for _, name := range []string{"llama", "mistral", "qwen2", "qwen3", "dynamic_rope", "llama_gelu", "llama_gelu_tanh",
+		"gemma", "gemma2", "gemma3_text", "phi3_partial", "phi3_longrope"} {
 		t.Run(name, func(t *testing.T) {
 			m, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
 			require.NoError(t, err)
@@ -191,7 +192,7 @@ func TestGradients(t *testing.T) {
 // TestHalfPrecision: bfloat16 agrees with float32 within its 8 bits, forward and
 // backward. On CUDA this is the way through fused attention.
 func TestHalfPrecision(t *testing.T) {
-	for _, name := range []string{"llama", "mistral", "qwen3"} {
+	for _, name := range []string{"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"} {
 		t.Run(name, func(t *testing.T) {
 			wide, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
 			require.NoError(t, err)

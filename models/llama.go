@@ -1,14 +1,8 @@
 package models
 
 import (
-	"fmt"
 	"math"
 	"slices"
-	"strings"
-
-	. "github.com/gomlx/gomlx/core/graph"
-
-	"github.com/gopeft/gopeft/site"
 )
 
 func init() {
@@ -39,6 +33,7 @@ type llamaFamily struct {
 // rotary positions and grouped keys and values, and of a gated feed-forward
 // (Touvron et al. 2023, arXiv:2302.13971 and 2307.09288; Jiang et al. 2023,
 // arXiv:2310.06825; Qwen team 2024 and 2025, arXiv:2407.10671 and 2505.09388).
+// The Gemma and Phi-3 families are built by the same functions.
 type llama struct {
 	config         Config
 	intermediate   int
@@ -47,10 +42,19 @@ type llama struct {
 	normEps        float64
 	act            activation
 	rope           *rope
+	scoreScale     float64 // of a query's product with a key
 	qkvBias, oBias bool
 	mlpBias        bool
 	qkNorm         bool
 	windows        []int // per layer; 0: sees everything before it
+
+	fused      bool    // q, k and v are one matrix, and gate and up (Phi-3)
+	offsetNorm bool    // norms scale by 1 + weight (Gemma)
+	outerNorms bool    // what a block adds is normed too (Gemma 2)
+	embedScale float64 // of the embedding's output; 0: none (Gemma)
+	localRope  *rope   // of layers with a window; nil: rope (Gemma 3)
+	scoreCap   float64 // soft bound of the scores; 0: none (Gemma 2)
+	logitCap   float64 // soft bound of the logits; 0: none (Gemma 2)
 }
 
 func newLlama(configJSON []byte, family llamaFamily) (Architecture, error) {
@@ -58,15 +62,7 @@ func newLlama(configJSON []byte, family llamaFamily) (Architecture, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &llama{config: commonConfig(f, configJSON, family.defaultPositions)}
-	m.intermediate = f.sizeUpTo("intermediate_size", maxWidth)
-	m.heads = f.sizeUpTo("num_attention_heads", 1<<16)
-	m.kvHeads = f.sizeOr("num_key_value_heads", m.heads)
-	if m.heads%m.kvHeads != 0 {
-		f.fail("num_key_value_heads: wanted a divisor of num_attention_heads %d, got %d", m.heads, m.kvHeads)
-	}
-	m.headDim = headDim(f, m.config.HiddenSize, m.heads, family.headDim)
-	m.normEps = f.number("rms_norm_eps")
+	m := newDecoder(f, commonConfig(f, configJSON, family.defaultPositions), family.headDim)
 	m.act = f.act("hidden_act", "silu")
 	m.rope = newRope(f, m.headDim, m.config.MaxPositions)
 	m.qkvBias = family.qkvBias || family.attentionBias && f.flag("attention_bias", false)
@@ -79,6 +75,21 @@ func newLlama(configJSON []byte, family llamaFamily) (Architecture, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// newDecoder reads what all families built by [llama] have.
+func newDecoder(f *fields, config Config, defaultHeadDim int) *llama {
+	m := &llama{config: config}
+	m.intermediate = f.sizeUpTo("intermediate_size", maxWidth)
+	m.heads = f.sizeUpTo("num_attention_heads", 1<<16)
+	m.kvHeads = f.sizeOr("num_key_value_heads", m.heads)
+	if m.heads%m.kvHeads != 0 {
+		f.fail("num_key_value_heads: wanted a divisor of num_attention_heads %d, got %d", m.heads, m.kvHeads)
+	}
+	m.headDim = headDim(f, config.HiddenSize, m.heads, defaultHeadDim)
+	m.scoreScale = 1 / math.Sqrt(float64(m.headDim))
+	m.normEps = f.number("rms_norm_eps")
+	return m
 }
 
 // headDim reads head_dim, by default hidden/heads or what the family says.
@@ -182,8 +193,8 @@ func (f *fields) layerTypes(layers int) []string {
 }
 
 // refuseOptions names options of relatives of this family that would change the
-// mathematics and that nobody here computes.
-func refuseOptions(f *fields) {
+// mathematics and that nobody here computes, except those that a family does know.
+func refuseOptions(f *fields, known ...string) {
 	if n := f.sizeOr("pretraining_tp", 1); n != 1 {
 		f.fail("pretraining_tp %d is not supported: wanted 1", n)
 	}
@@ -192,13 +203,13 @@ func refuseOptions(f *fields) {
 	}
 	for _, name := range []string{"partial_rotary_factor", "embedding_multiplier", "residual_multiplier",
 		"logits_scaling", "logit_scale"} {
-		if x := f.numberOr(name, 1); x != 1 {
+		if x := f.numberOr(name, 1); x != 1 && !slices.Contains(known, name) {
 			f.fail("%s %g is not supported: wanted 1", name, x)
 		}
 	}
 	for _, name := range []string{"attn_logit_softcapping", "final_logit_softcapping", "attention_multiplier", "clip_qkv",
 		"num_experts", "num_local_experts", "query_pre_attn_scalar", "no_rope_layers"} {
-		if f.has(name) {
+		if f.has(name) && !slices.Contains(known, name) {
 			f.fail("%s %s is not supported", name, short(f.values[name]))
 		}
 	}
@@ -208,101 +219,3 @@ func refuseOptions(f *fields) {
 		}
 	}
 }
-
-func (m *llama) Config() Config { return m.config }
-
-func (m *llama) CacheShape() site.CacheShape {
-	return site.CacheShape{Layers: m.config.NumLayers, KVHeads: m.kvHeads, HeadDim: m.headDim}
-}
-
-// Ignorable: old checkpoints store the rotary frequencies, which follow from the configuration.
-func (m *llama) Ignorable(tensor string) bool {
-	return strings.HasSuffix(tensor, ".rotary_emb.inv_freq")
-}
-
-const (
-	embedTokens = "model.embed_tokens"
-	finalNorm   = "model.norm"
-	lmHead      = "lm_head"
-)
-
-// layer returns the path of layer i.
-func (m *llama) layer(i int) string { return fmt.Sprintf("model.layers.%d", i) }
-
-func (m *llama) Modules() []site.Module {
-	hidden, q, kv := m.config.HiddenSize, m.heads*m.headDim, m.kvHeads*m.headDim
-	linear := func(path string, in, out int, bias bool) site.Module {
-		return site.Module{Path: path, Kind: site.Linear, In: in, Out: out, Bias: bias}
-	}
-	norm := func(path string, size int) site.Module {
-		return site.Module{Path: path, Kind: site.Norm, In: size, Out: size}
-	}
-	modules := []site.Module{{Path: embedTokens, Kind: site.Embedding, In: m.config.VocabSize, Out: hidden}}
-	for i := range m.config.NumLayers {
-		at, mlp := m.layer(i)+".self_attn", m.layer(i)+".mlp"
-		modules = append(modules,
-			norm(m.layer(i)+".input_layernorm", hidden),
-			linear(at+".q_proj", hidden, q, m.qkvBias),
-			linear(at+".k_proj", hidden, kv, m.qkvBias),
-			linear(at+".v_proj", hidden, kv, m.qkvBias))
-		if m.qkNorm {
-			modules = append(modules, norm(at+".q_norm", m.headDim), norm(at+".k_norm", m.headDim))
-		}
-		modules = append(modules,
-			linear(at+".o_proj", q, hidden, m.oBias),
-			norm(m.layer(i)+".post_attention_layernorm", hidden),
-			linear(mlp+".gate_proj", hidden, m.intermediate, m.mlpBias),
-			linear(mlp+".up_proj", hidden, m.intermediate, m.mlpBias),
-			linear(mlp+".down_proj", m.intermediate, hidden, m.mlpBias))
-	}
-	head := linear(lmHead, hidden, m.config.VocabSize, false)
-	head.Head = true
-	if m.config.TieWordEmbeddings {
-		head.TiedTo = embedTokens
-	}
-	return append(modules, norm(finalNorm, hidden), head)
-}
-
-func (m *llama) Parameters() []site.Parameter { return parametersOf(m.Modules()) }
-
-func (m *llama) Hidden(b *Blocks, in site.Tokens) *Node {
-	pass := newAttentionPass(in, m.config.NumLayers)
-	positions, batch := pass.positions(), in.IDs.Shape().Dimensions[0]
-	turnK := m.rope.tables(positions, batch, m.kvHeads, 1)
-	turnQ := m.rope.tables(positions, batch, m.heads, 1/math.Sqrt(float64(m.headDim))) // the scale of the scores
-	x := b.Embedding(embedTokens, in.IDs)
-	for i := range m.config.NumLayers {
-		if b.Checkpoint {
-			x = x.Checkpoint()
-		}
-		x = Add(x, m.attention(b, pass, turnQ, turnK, i, b.RMSNorm(m.layer(i)+".input_layernorm", x, m.normEps)))
-		x = Add(x, m.feedForward(b, i, b.RMSNorm(m.layer(i)+".post_attention_layernorm", x, m.normEps)))
-	}
-	if b.Checkpoint {
-		x = x.StopCheckpoint()
-	}
-	return b.RMSNorm(finalNorm, x, m.normEps)
-}
-
-func (m *llama) attention(b *Blocks, pass *attentionPass, turnQ, turnK rotation, i int, x *Node) *Node {
-	at := m.layer(i) + ".self_attn"
-	dims := x.Shape().Dimensions
-	split := func(x *Node, heads int) *Node { return Reshape(x, dims[0], dims[1], heads, m.headDim) }
-	q := split(b.Linear(at+".q_proj", x), m.heads)
-	k := split(b.Linear(at+".k_proj", x), m.kvHeads)
-	v := split(b.Linear(at+".v_proj", x), m.kvHeads)
-	if m.qkNorm {
-		q, k = b.RMSNorm(at+".q_norm", q, m.normEps), b.RMSNorm(at+".k_norm", k, m.normEps)
-	}
-	q, k = turnQ.rotate(q), turnK.rotate(k)
-	k, v = pass.remember(i, k, v)
-	return b.Linear(at+".o_proj", pass.attend(q, k, v, m.windows[i]))
-}
-
-func (m *llama) feedForward(b *Blocks, i int, x *Node) *Node {
-	mlp := m.layer(i) + ".mlp"
-	gate, up := b.Linear(mlp+".gate_proj", x), b.Linear(mlp+".up_proj", x)
-	return b.Linear(mlp+".down_proj", b.gated(m.act, gate, up))
-}
-
-func (m *llama) Logits(b *Blocks, hidden *Node) *Node { return b.Linear(lmHead, hidden) }

@@ -75,13 +75,20 @@ func parameterSeed(seed uint64, name string) uint64 {
 	return h.Sum64()
 }
 
+// scaleInitializer is implemented by networks whose norm scales do not all start at 1.
+type scaleInitializer interface{ initialScale() float32 }
+
 func (m *core) hostInitial(p site.Parameter, seed uint64) (*tensors.Tensor, error) {
 	values := make([]float32, p.Size())
 	switch {
 	case strings.HasSuffix(p.Name, ".bias"):
 	case len(p.Shape) == 1:
+		scale := float32(1)
+		if s, ok := m.network.(scaleInitializer); ok {
+			scale = s.initialScale()
+		}
 		for i := range values {
-			values[i] = 1
+			values[i] = scale
 		}
 	default:
 		r := rand.New(rand.NewPCG(seed, parameterSeed(seed, p.Name)))
