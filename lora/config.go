@@ -38,6 +38,10 @@ type LoraConfig struct {
 	// LayersToTransform and LayersPattern restrict the targets, see [peft.Selection].
 	LayersToTransform peft.Layers  `json:"layers_to_transform"`
 	LayersPattern     peft.Strings `json:"layers_pattern"`
+	// ModulesToSave are trained and saved as a whole beside the adapter, see
+	// [peft.CopyModules]. For a classifier its head is added, see
+	// [peft.PeftConfig.SavedModules].
+	ModulesToSave peft.Strings `json:"modules_to_save"`
 	// RankPattern and AlphaPattern give modules their own R and LoraAlpha.
 	RankPattern  peft.Patterns `json:"rank_pattern"`
 	AlphaPattern peft.Patterns `json:"alpha_pattern"`
@@ -110,7 +114,7 @@ func (c LoraConfig) WithCommon(common peft.PeftConfig) peft.Config {
 func (c LoraConfig) selection() peft.Selection {
 	return peft.Selection{
 		TargetModules: c.TargetModules, ExcludeModules: c.ExcludeModules,
-		LayersToTransform: c.LayersToTransform, LayersPattern: c.LayersPattern,
+		LayersToTransform: c.LayersToTransform, LayersPattern: c.LayersPattern, ModulesToSave: c.ModulesToSave,
 	}
 }
 
@@ -188,9 +192,14 @@ func decode(data []byte) (peft.Config, error) {
 
 // Attach implements [peft.Config].
 func (c LoraConfig) Attach(base site.Base) (peft.Adapter, error) {
+	c.ModulesToSave = c.SavedModules(c.ModulesToSave)
 	a, err := attach(c, base)
 	if err != nil {
 		return nil, fmt.Errorf("lora: %w", err)
 	}
-	return a, nil
+	saved, err := peft.CopyModules(base, c.ModulesToSave, c.PeftConfig)
+	if err != nil {
+		return nil, fmt.Errorf("lora: %w", err)
+	}
+	return peft.Compose(a, saved), nil
 }

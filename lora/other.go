@@ -32,7 +32,6 @@ var others = []other{
 	{"lora_ga_config", "null", []string{"*"}},  // for init_lora_weights="lora_ga"
 	{"megatron_config", "null", []string{"*"}}, // how Megatron spreads layers
 	{"megatron_core", `"megatron.core"`, []string{"*"}},
-	{"modules_to_save", "null", []string{"[]"}},
 	{"monteclora_config", "null", nil},
 	{"qalora_group_size", "16", []string{"*"}}, // for use_qalora
 	{"target_parameters", "null", []string{"[]"}},

@@ -4,10 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
-
-	"github.com/gomlx/gomlx/core/graph"
 
 	"github.com/gopeft/gopeft/site"
 )
@@ -65,18 +62,15 @@ func (c Full) Attach(base site.Base) (Adapter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("peft: full fine-tuning: %w", err)
 	}
-	a := &full{targets: targets, patterns: counts, replaced: map[string]bool{}}
+	a := &full{copies: newCopies(), patterns: counts}
+	a.copies.targets = targets
 	chosen := map[string]bool{}
 	for _, m := range targets {
 		chosen[m.Path] = true
 	}
 	for _, p := range base.Parameters() {
 		if chosen[owner(p.Name)] {
-			a.replaced[p.Name] = true
-			a.params = append(a.params, Param{
-				Name: p.Name, Shape: slices.Clone(p.Shape), Init: baseInit(base, p),
-				NoDecay: len(p.Shape) == 1, // biases and norms
-			})
+			a.copyParameter(base, p, p.Name)
 		}
 	}
 	return a, nil
@@ -125,49 +119,14 @@ func baseInit(base site.Base, p site.Parameter) func(*rand.Rand, []float32) erro
 
 // full is a Full planned on a base.
 type full struct {
-	targets  []site.Module
-	params   []Param
+	*copies
 	patterns []PatternCount
-	replaced map[string]bool
 }
 
-var (
-	_ ParameterAdapter = (*full)(nil)
-	_ Merger           = (*full)(nil)
-	_ Describer        = (*full)(nil)
-)
-
-// Params implements [Adapter].
-func (a *full) Params() []Param { return a.params }
-
-// Targets implements [Adapter].
-func (a *full) Targets() []site.Module { return a.targets }
+var _ Describer = (*full)(nil)
 
 // Patterns implements [Describer].
 func (a *full) Patterns() []PatternCount { return a.patterns }
 
 // Describe implements [Describer].
 func (a *full) Describe(site.Module) []Setting { return nil }
-
-// Replaces implements [ParameterAdapter].
-func (a *full) Replaces(name string) bool { return a.replaced[name] }
-
-// Parameter implements [ParameterAdapter].
-func (a *full) Parameter(v *Values, _ *site.Pass, name string, _ func() *graph.Node) *graph.Node {
-	return v.Get(name)
-}
-
-// Merges implements [Merger].
-func (a *full) Merges() []string {
-	names := make([]string, len(a.params))
-	for i, p := range a.params {
-		names[i] = p.Name
-	}
-	return names
-}
-
-// Merge implements [Merger].
-func (a *full) Merge(name string, values, _ []float32, value func(name string) []float32) error {
-	copy(values, value(name))
-	return nil
-}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/gopeft/gopeft/site"
 )
@@ -22,6 +23,9 @@ type Selection struct {
 	// LayersPattern names the list that the indices count in ("layers"), as Python
 	// regular expressions. Empty: the first number in the path that follows a name.
 	LayersPattern Strings
+	// ModulesToSave are trained as a whole: neither they nor anything inside them is
+	// adapted.
+	ModulesToSave Strings
 }
 
 // PatternCount says how many modules one entry of a configuration decided about.
@@ -150,7 +154,7 @@ func (m *selector) add(module site.Module) error {
 		m.exclude.kept[i]++
 	}
 	hit, whole, err := m.target.match(module)
-	if err != nil || len(hit) == 0 || len(excluded) > 0 {
+	if err != nil || len(hit) == 0 || len(excluded) > 0 || m.saved(module.Path) {
 		return err
 	}
 	if len(m.LayersToTransform) > 0 && !whole {
@@ -169,6 +173,13 @@ func (m *selector) add(module site.Module) error {
 	}
 	m.selected = append(m.selected, module)
 	return nil
+}
+
+// saved reports whether a path lies in a module that is trained as a whole.
+func (m *selector) saved(path string) bool {
+	return slices.ContainsFunc(m.ModulesToSave, func(name string) bool {
+		return name != "" && strings.Contains("."+path+".", "."+name+".")
+	})
 }
 
 // layer returns the index of the layer that a path lies in, or -1.
@@ -211,8 +222,11 @@ func (m *selector) unusedTargets(paths []string) []error {
 			continue
 		}
 		if found := m.target.found[i]; found > 0 {
-			errs = append(errs, fmt.Errorf("%s matches %d modules, but exclude_modules and layers_to_transform leave none of them",
-				m.target.describe(i), found))
+			by := "exclude_modules and layers_to_transform"
+			if len(m.ModulesToSave) > 0 {
+				by = "exclude_modules, layers_to_transform and modules_to_save"
+			}
+			errs = append(errs, fmt.Errorf("%s matches %d modules, but %s leave none of them", m.target.describe(i), found, by))
 		} else {
 			errs = append(errs, m.target.unknown(i, paths))
 		}
