@@ -95,7 +95,7 @@ var refused = map[string]string{
 	`{"target_modules": "transformer\\.h\\.0\\.mlp\\..*", "exclude_modules": ["act", "dropout"], "fan_in_fan_out": true}`: `excluded module "act" matches nothing`,
 	// Everything would be dropped: nothing could be learnt.
 	`{"target_modules": ["q_proj"], "lora_dropout": 1.0}`:                   `lora_dropout is 1`,
-	`{"modules_to_save": ["classifier"], "target_modules": ["q", "dense"]}`: `option "modules_to_save"`, // a later issue
+	`{"modules_to_save": ["classifier"], "target_modules": ["q", "dense"]}`: `"dense" matches 1 modules, but`,
 	`{"lora_dropout": -0.5, "target_modules": ["q_proj"]}`:                  `lora_dropout is -0.5`,
 }
 

@@ -54,9 +54,13 @@ func (pm *PeftModel) Plan(name string) (*Plan, error) {
 func (na *namedAdapter) describe(base site.Base) *Plan {
 	p := &Plan{PeftType: na.config.PeftType(), Config: na.config}
 	describer, _ := na.parts[0].(Describer)
+	main := map[string]bool{}
+	for _, m := range na.parts[0].Targets() {
+		main[m.Path] = true
+	}
 	for _, m := range na.adapter.Targets() {
 		t := PlannedTarget{Module: m}
-		if describer != nil {
+		if describer != nil && main[m.Path] {
 			t.Settings = describer.Describe(m)
 		}
 		p.Targets = append(p.Targets, t)
@@ -103,8 +107,12 @@ func (p *Plan) String() string {
 	fmt.Fprintln(w, "\tparameters")
 	for _, t := range p.Targets {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d", t.Module.Path, t.Module.Kind, t.Module.In, t.Module.Out)
-		for _, s := range t.Settings {
-			fmt.Fprint(w, "\t", s.Value)
+		for i := range p.Targets[0].Settings {
+			value := "-" // a module that is trained as a whole
+			if i < len(t.Settings) {
+				value = t.Settings[i].Value
+			}
+			fmt.Fprint(w, "\t", value)
 		}
 		fmt.Fprintf(w, "\t%s\n", thousands(int64(t.Parameters)))
 	}
