@@ -71,7 +71,7 @@ func (b *Blocks) Linear(path string, x *Node) *Node {
 	return b.apply(path, x, func(m site.Module, x *Node) *Node {
 		y := linear(m, x, b.Weight(m.Weight()))
 		if m.Bias {
-			bias := b.Weight(m.Path + ".bias")
+			bias := b.Weight(m.BiasName())
 			y = Add(y, ExpandLeftToRank(bias, y.Rank()))
 		}
 		return y
@@ -185,7 +185,7 @@ func parametersOf(modules []site.Module) []site.Parameter {
 			out = append(out, site.Parameter{Name: m.Weight(), Shape: m.StoredShape()})
 		}
 		if m.Bias {
-			out = append(out, site.Parameter{Name: m.Path + ".bias", Shape: []int{m.Out}})
+			out = append(out, site.Parameter{Name: m.BiasName(), Shape: []int{m.Out}})
 		}
 	}
 	return out

@@ -31,6 +31,9 @@ import (
 // config.json, generation_config.json and the tokenizer's files are copied. Weights
 // above 5 GB are written in shards.
 func (m *Model) Export(ctx context.Context, dir string, edit func(p site.Parameter, values []float32) (changed bool, err error)) error {
+	if m.original != nil {
+		return fmt.Errorf("models: export to %q: the model repeats layers of %q, whose checkpoint has each of them once: export that one", dir, m.nameOrPath)
+	}
 	return m.core.export(ctx, dir, m.Tokenizer, edit)
 }
 

@@ -118,7 +118,7 @@ func commonConfig(f *fields, configJSON []byte, defaultPositions int) Config {
 		ModelType:         f.text("model_type"),
 		VocabSize:         f.sizeUpTo("vocab_size", maxWidth),
 		HiddenSize:        f.sizeUpTo("hidden_size", maxWidth),
-		NumLayers:         f.sizeUpTo("num_hidden_layers", 10000),
+		NumLayers:         f.sizeUpTo("num_hidden_layers", maxLayers),
 		MaxPositions:      f.sizeOr("max_position_embeddings", defaultPositions),
 		InitializerRange:  f.numberOr("initializer_range", 0.02),
 		TieWordEmbeddings: f.flag("tie_word_embeddings", false),

@@ -29,6 +29,13 @@ const (
 // layer returns the path of layer i.
 func (m *llama) layer(i int) string { return fmt.Sprintf("model.layers.%d", i) }
 
+func (m *llama) withLayers(from []int) Architecture {
+	out := *m
+	out.config.NumLayers = len(from)
+	out.windows = picked(m.windows, from)
+	return &out
+}
+
 func (m *llama) Modules() []site.Module {
 	modules := []site.Module{{Path: embedTokens, Kind: site.Embedding, In: m.config.VocabSize, Out: m.config.HiddenSize}}
 	for i := range m.config.NumLayers {

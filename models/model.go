@@ -21,6 +21,10 @@ type Model struct {
 	core
 	arch     Architecture
 	programs *programs
+	// original, if not nil, is the model whose parameters this one shares, and layers
+	// are those of its layers that this one consists of. See Replicate.
+	original *Model
+	layers   []int
 }
 
 var (
@@ -68,10 +72,14 @@ func (m *Model) Hook([]*graph.Node) site.Hook { return nil }
 func (m *Model) Structure() string { return "" }
 
 // Close frees the parameters on the device, and the backend if the model opened
-// it. Neither the model nor programs built from it may be used afterwards.
+// it. Neither the model nor programs built from it may be used afterwards. What
+// [Model.Replicate] returned frees only its own programs.
 func (m *Model) Close() error {
 	if m.programs != nil {
 		m.programs.close()
+	}
+	if m.original != nil {
+		return nil
 	}
 	m.core.close()
 	return nil

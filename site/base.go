@@ -98,8 +98,9 @@ type Tasked interface {
 type Replicator interface {
 	Base
 	// Replicate returns a base over the same store whose layers are those of the ranges
-	// [from, to), one after the other. Its module paths count the new layers; a repeated
-	// layer's modules have the same TiedTo.
+	// [from, to), one after the other. Its module paths count the new layers; a module
+	// whose path differs from that of its parameters is a Replica of the module at TiedTo,
+	// a path that counts the layers of the store. Parameters lists what is used, once.
 	Replicate(ranges [][2]int) (Base, error)
 }
 

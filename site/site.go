@@ -58,6 +58,9 @@ type Module struct {
 	Head bool
 	// TiedTo is the path of the module whose weight this one shares, or "".
 	TiedTo string
+	// Replica is true when the module is the one at TiedTo once more, in a repeated
+	// layer: it shares the bias too. See [Replicator].
+	Replica bool
 }
 
 // Weight returns the name of the module's weight parameter in the checkpoint.
@@ -66,6 +69,15 @@ func (m Module) Weight() string {
 		return m.TiedTo + ".weight"
 	}
 	return m.Path + ".weight"
+}
+
+// BiasName returns the name of the module's bias parameter in the checkpoint, which is
+// there if Bias is true.
+func (m Module) BiasName() string {
+	if m.Replica {
+		return m.TiedTo + ".bias"
+	}
+	return m.Path + ".bias"
 }
 
 // Conv is what a convolution has besides its channels.
