@@ -1,0 +1,181 @@
+package pefttest
+
+import (
+	"hash/fnv"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+
+	"github.com/gomlx/gomlx/core/tensors"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gopeft/gopeft/internal/basetest"
+	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/site"
+)
+
+// Suite is a method to be checked, with what it does not promise.
+type Suite struct {
+	// Config is a configuration for a small Llama, with a base's default targets or the
+	// names of Llama's modules.
+	Config peft.Config
+	// Family is the base: a folder of internal/golden/testdata/families. "": "llama".
+	Family string
+	// NotIdentity is set for a method whose fresh adapter changes the model.
+	NotIdentity bool
+	// NotMergeable is set for a method that cannot be merged: it must refuse.
+	NotMergeable bool
+	// OrderMatters is set where several adapters of the method do not simply add up.
+	OrderMatters bool
+	// Alone is set for a method of which only one adapter can be active at a time.
+	Alone bool
+	// NoFile is set for a method without a file format.
+	NoFile bool
+	// Tolerance is what merging may change in the logits, relative to the largest. 0: 1e-4.
+	Tolerance float64
+	// Noise moves an adapter's values away from the initial ones. 0: 0.1.
+	Noise float64
+	// Idle lists tensors, by a part of their names, that may have no gradient on the
+	// small batches here: rows of tokens that do not occur, say.
+	Idle []string
+}
+
+// Run checks a method against the behaviours that every method has, numbered as in the
+// acceptance list of peft's test suite (section 8 of the project's peft notes). Each is
+// a subtest.
+func Run(t *testing.T, s Suite) {
+	t.Helper()
+	if s.Family == "" {
+		s.Family = "llama"
+	}
+	if s.Tolerance == 0 {
+		s.Tolerance = 1e-4
+	}
+	if s.Noise == 0 {
+		s.Noise = 0.1
+	}
+	for _, check := range []struct {
+		name string
+		run  func(s Suite, t *testing.T)
+	}{
+		{"a configuration survives its file (1)", Suite.configRoundTrip},
+		{"a fresh adapter is the identity (11)", Suite.identity},
+		{"initial values follow from seed and name", Suite.seeds},
+		{"training moves the adapter and nothing else (19)", Suite.training},
+		{"every tensor has a gradient (19)", Suite.gradients},
+		{"evaluation is deterministic (20)", Suite.deterministic},
+		{"adapters are float32 on a half precision base (21)", Suite.halfPrecision},
+		{"gradient checkpointing changes nothing (22)", Suite.checkpointing},
+		{"several active adapters (23)", Suite.several},
+		{"training resumes bit by bit", Suite.resume},
+		{"save, load, same logits (35)", Suite.saveAndLoad},
+		{"names of adapters mean nothing in files (37, 40)", Suite.names},
+		{"files that do not fit are refused (41)", Suite.badFiles},
+		{"a failed addition changes nothing (47)", Suite.failedAddition},
+		{"without adapters the base is exactly itself (50, 61)", Suite.disabled},
+		{"merged equals unmerged (52)", Suite.merge},
+		{"trainable parameters are counted (60)", Suite.count},
+		{"adapters of one kind share programs", Suite.structure},
+	} {
+		t.Run(check.name, func(t *testing.T) { check.run(s, t) })
+	}
+}
+
+func (s Suite) base(t *testing.T) basetest.Model {
+	return basetest.Load(t, filepath.Join(basetest.Root(t), "internal", "golden", "testdata", "families", s.Family))
+}
+
+// fresh attaches the adapter as it starts.
+func (s Suite) fresh(t *testing.T, base site.Base, seed uint64) *peft.PeftModel {
+	t.Helper()
+	pm, err := peft.GetPeftModel(base, s.Config, peft.Options{Seed: seed})
+	require.NoError(t, err)
+	return pm
+}
+
+// moved attaches the adapter with values that are not the initial ones.
+func (s Suite) moved(t *testing.T, base site.Base) *peft.PeftModel {
+	t.Helper()
+	pm := s.fresh(t, base, 1)
+	s.move(t, pm, peft.DefaultAdapter, 1)
+	return pm
+}
+
+// move adds normal noise to every trainable value.
+func (s Suite) move(t *testing.T, pm *peft.PeftModel, name string, seed uint64) {
+	t.Helper()
+	layout, err := pm.Layout(name)
+	require.NoError(t, err)
+	values := tensorsOf(t, pm, name)
+	random := rand.New(rand.NewPCG(seed, 7))
+	for _, p := range layout.Params() {
+		for i := range values[p.Name] {
+			values[p.Name][i] += float32(s.Noise * random.NormFloat64())
+		}
+	}
+	arguments, err := layout.FromHost(values)
+	require.NoError(t, err)
+	require.NoError(t, pm.SetValues(name, arguments))
+}
+
+func tensorsOf(t *testing.T, pm *peft.PeftModel, name string) map[string][]float32 {
+	t.Helper()
+	values, err := pm.TensorValues(name)
+	require.NoError(t, err)
+	return values
+}
+
+func with(t *testing.T, pm *peft.PeftModel, names ...string) *peft.PeftModel {
+	t.Helper()
+	view, err := pm.With(names...)
+	require.NoError(t, err)
+	return view
+}
+
+// batch is two rows of tokens and their labels.
+func batch() (ids, labels *tensors.Tensor) {
+	rows, targets := examples(2)
+	return tensors.FromValue(rows), tensors.FromValue(targets)
+}
+
+// examples are n rows of twelve tokens of the tiny models; some are not to be learned.
+func examples(n int) (ids, labels [][]int32) {
+	random := rand.New(rand.NewPCG(3, 4))
+	for range n {
+		row := make([]int32, 12)
+		for i := range row {
+			row[i] = 3 + random.Int32N(61)
+		}
+		target := append([]int32{-100, -100}, row[2:]...)
+		ids, labels = append(ids, row), append(labels, target)
+	}
+	return ids, labels
+}
+
+func logits(t *testing.T, pm *peft.PeftModel) []float32 {
+	t.Helper()
+	ids, labels := batch()
+	return basetest.Evaluate(t, pm, ids, labels).Logits
+}
+
+// baseLogits are the base's own.
+func baseLogits(t *testing.T, base site.Base) []float32 {
+	t.Helper()
+	full, err := peft.GetPeftModel(base, peft.Full{})
+	require.NoError(t, err)
+	return logits(t, with(t, full))
+}
+
+// fingerprint hashes the bytes of every parameter of the base.
+func fingerprint(t *testing.T, base site.Base) map[string]uint64 {
+	t.Helper()
+	sums := map[string]uint64{}
+	for v := range base.Store().IterVariables() {
+		value, err := v.Value()
+		require.NoError(t, err)
+		h := fnv.New64a()
+		require.NoError(t, value.ConstBytes(func(data []byte) { h.Write(data) }))
+		sums[v.Path()] = h.Sum64()
+	}
+	return sums
+}
