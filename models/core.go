@@ -1,6 +1,8 @@
 package models
 
 import (
+	"errors"
+
 	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/ml/model"
@@ -28,7 +30,9 @@ type core struct {
 	recompute  bool // see Blocks.recomputed
 	nameOrPath string
 	folder     *folder // nil for a model made in memory
-	report     LoadReport
+	// complete adds to a checkpoint what it lacks; nil: nothing.
+	complete func(source) source
+	report   LoadReport
 	// closeBackend closes a backend that the model opened; nil: it did not.
 	closeBackend func()
 }
@@ -66,6 +70,22 @@ func (c *core) MaxPositions() int { return c.config.MaxPositions }
 // LoadReport says how the checkpoint's tensors became the model's parameters; it is
 // empty for a model made in memory.
 func (c *core) LoadReport() LoadReport { return c.report }
+
+// tensors opens the tensors of the folder that the model was loaded from.
+func (c *core) tensors() (source, error) {
+	src, err := c.folder.open()
+	if err != nil {
+		return nil, err
+	}
+	named, err := renamed(c.network, src)
+	if err != nil {
+		return nil, errors.Join(err, src.Close())
+	}
+	if c.complete != nil {
+		named = c.complete(named)
+	}
+	return named, nil
+}
 
 // close frees the parameters on the device, and the backend if the model opened it.
 func (c *core) close() {

@@ -53,14 +53,12 @@ func (m *core) exportTo(ctx context.Context, dir string, tok *tokenizer.Tokenize
 	}
 	src := source(storeSource{m})
 	if m.folder != nil {
-		opened, err := m.folder.open()
+		opened, err := m.tensors()
 		if err != nil {
 			return err
 		}
 		defer opened.Close()
-		if src, err = renamed(m.network, opened); err != nil {
-			return err
-		}
+		src = opened
 	}
 	list := make([]safetensors.Tensor, 0, len(m.Parameters()))
 	infos := make([]safetensors.TensorInfo, 0, cap(list))

@@ -79,6 +79,9 @@ func NewGenerator(view site.View) (*Generator, error) {
 	if lm == nil {
 		return nil, errors.New("models: generate: the base is not a language model")
 	}
+	if m, ok := lm.(*Model); ok && m.CacheShape().Layers == 0 {
+		return nil, fmt.Errorf("models: generate with %s: %w", lm.ModelType(), errNotCausal)
+	}
 	if m, ok := lm.(*Model); ok {
 		return &Generator{view: view, lm: lm, programs: m.programs}, nil
 	}

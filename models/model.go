@@ -31,8 +31,18 @@ var (
 	_ site.LanguageModel = (*Model)(nil)
 	_ site.View          = (*Model)(nil)
 	_ site.Exporter      = (*Model)(nil)
+	_ site.Tasked        = (*Model)(nil)
 	_ io.Closer          = (*Model)(nil)
 )
+
+// TaskType implements [site.Tasked]: "CAUSAL_LM", or "" for a masked language model,
+// for which peft has no name.
+func (m *Model) TaskType() string {
+	if _, masked := m.arch.(*maskedLM); masked {
+		return ""
+	}
+	return "CAUSAL_LM"
+}
 
 // CacheShape says what a key/value cache holds.
 func (m *Model) CacheShape() site.CacheShape { return m.arch.CacheShape() }

@@ -21,8 +21,8 @@ type renamedSource struct {
 	stored map[string]string // ours to the file's, where they differ
 }
 
-// renamed applies the names of n, if it has any, to src.
-func renamed(n network, src source) (source, error) {
+// renamed applies the names of a network or encoder, if it has any, to src.
+func renamed(n any, src source) (source, error) {
 	r, ok := n.(Renamer)
 	if !ok {
 		return src, nil

@@ -29,8 +29,14 @@ func Fused(x *graph.Node) bool {
 // [batch, heads, rows, group, slots] float32, v [batch, slots, heads, features]
 // -> [batch, heads, rows, group, features] in v's dtype.
 func SoftmaxDot(scores, v *graph.Node) *graph.Node {
+	return SoftmaxDropDot(scores, v, func(weights *graph.Node) *graph.Node { return weights })
+}
+
+// SoftmaxDropDot is [SoftmaxDot] with a dropout of the softmax. drop must be linear: it
+// may see the weights before they are divided by their sum.
+func SoftmaxDropDot(scores, v *graph.Node, drop func(weights *graph.Node) *graph.Node) *graph.Node {
 	product := func(weights *graph.Node) *graph.Node {
-		return Dot(graph.ConvertDType(weights, v.DType()), []int{4}, []int{0, 1}, v, []int{1}, []int{0, 2})
+		return Dot(graph.ConvertDType(drop(weights), v.DType()), []int{4}, []int{0, 1}, v, []int{1}, []int{0, 2})
 	}
 	if Fused(scores) {
 		return product(graph.BackendFusedSoftmax(scores, 4))
