@@ -134,7 +134,7 @@ type View interface {
 	// Hook binds the arguments' nodes in a graph under construction; nil without adapters.
 	Hook(arguments []*graph.Node) Hook
 	// Structure identifies the program: views with equal structures over one base
-	// share compiled programs.
+	// share compiled programs, those of training excepted.
 	Structure() string
 }
 

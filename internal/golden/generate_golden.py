@@ -25,20 +25,27 @@ CASES = {
     "qwen3": ["qwen3", {}],
     "qwen3_penalty": ["qwen3", dict(repetition_penalty=1.3)],
     "yarn_rope": ["yarn_rope", {}],
+    "gemma": ["gemma", {}],
+    "gemma2": ["gemma2", {}],
+    "gemma3_text": ["gemma3_text", {}],
+    "phi3": ["phi3", {}],
+    "phi3_longrope": ["phi3_longrope", {}],
 }
+# From 33 tokens on LongRoPE turns by its other factors, in every row of a batch at once.
+OTHER_LENGTHS = {"phi3_longrope": [20, 20]}
 
 
-def clear_row(model, family, i):
-    """A prompt of LENGTHS[i] ids whose NEW next ids lead clearly, those ids, and the smallest lead."""
+def clear_row(model, family, length, i):
+    """A prompt of length ids whose NEW next ids lead clearly, those ids, and the smallest lead."""
     for attempt in range(100):
-        prompt = random_ids((LENGTHS[i],), "generate", family, i, attempt)
+        prompt = random_ids((length,), "generate", family, i, attempt)
         run = model.generate(input_ids=prompt[None], attention_mask=torch.ones_like(prompt[None]),
                              return_dict_in_generate=True, output_scores=True)
         best = torch.cat(run.scores).topk(2, dim=-1).values
         gap = (best[:, 0] - best[:, 1]).min().item()
         if gap > MIN_GAP:
             return prompt, run.sequences[0, len(prompt):], gap
-    raise SystemExit(f"{family}: no prompt of {LENGTHS[i]} ids whose choices are clear")
+    raise SystemExit(f"{family}: no prompt of {length} ids whose choices are clear")
 
 
 def generate(root, name):
@@ -47,9 +54,10 @@ def generate(root, name):
     # No row ends early: the model's own end token is not one here.
     model.generation_config = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None,
                                                bos_token_id=1, **options)
+    lengths = OTHER_LENGTHS.get(name, LENGTHS)
     with torch.no_grad():
-        prompts, new, gaps = zip(*(clear_row(model, family, i) for i in range(len(LENGTHS))))
-        width = max(LENGTHS)
+        prompts, new, gaps = zip(*(clear_row(model, family, length, i) for i, length in enumerate(lengths)))
+        width = max(lengths)
         pad = lambda x: torch.nn.functional.pad(x, (width - len(x), 0))
         ids, mask = torch.stack([pad(p) for p in prompts]), torch.stack([pad(torch.ones_like(p)) for p in prompts])
         together = model.generate(input_ids=ids, attention_mask=mask)[:, width:]
