@@ -38,6 +38,7 @@ type programKey struct {
 	structure            string
 	batch, length, slots int
 	toSlots              int
+	long                 bool // see site.Cache
 }
 
 type program struct {
@@ -128,7 +129,7 @@ func (p *programs) passGraph(view site.View, arguments int, key programKey) func
 		in = in[arguments:]
 		// -1 marks a row whose logits were not finite; its id must still be one.
 		ids := graph.Reshape(graph.MaxScalar(in[0], 0), key.batch, key.length)
-		cache := &site.Cache{Starts: in[1]}
+		cache := &site.Cache{Starts: in[1], Long: key.long}
 		if key.slots > 0 {
 			layers := p.lm.CacheShape().Layers
 			cache.Index, cache.Keys, cache.Values = in[2], in[3:3+layers], in[3+layers:]

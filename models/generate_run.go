@@ -34,6 +34,7 @@ type run struct {
 	slots     int               // of the cache
 	used      int               // slots that are written
 	step      int
+	long      bool // the cache is of rows beyond shortLength
 }
 
 func (r *run) all(ctx context.Context) error {
@@ -41,7 +42,7 @@ func (r *run) all(ctx context.Context) error {
 	if err := r.upload(r.arguments); err != nil {
 		return err
 	}
-	if err := r.readPrompts(ctx); err != nil {
+	if err := r.read(ctx); err != nil {
 		return err
 	}
 	for {
@@ -54,20 +55,22 @@ func (r *run) all(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := r.decode(); err != nil {
-			return fmt.Errorf("token %d: %w", r.step+1, err)
-		}
 		r.step++
+		if err := r.decode(ctx); err != nil {
+			return fmt.Errorf("token %d: %w", r.step, err)
+		}
 	}
 }
 
-// readPrompts runs the prompts, in chunks if they are long, and makes room in the
-// cache for what follows.
-func (r *run) readPrompts(ctx context.Context) error {
-	longest, ahead := 0, 0
+// read runs all tokens so far, the prompts at first, in chunks if there are many, and
+// makes room in the cache for what follows.
+func (r *run) read(ctx context.Context) error {
+	ahead := 0
 	for _, row := range r.rows {
-		longest, ahead = max(longest, len(row.prompt)), max(ahead, row.room)
+		ahead = max(ahead, row.room-len(row.out.IDs))
 	}
+	longest := r.longest()
+	r.long = r.tooLong(longest)
 	length := promptBucket(longest)
 	slots := slotBucket(length + min(ahead, slotsAhead))
 	ids, starts := r.padded(length)
@@ -96,16 +99,41 @@ func (r *run) readPrompts(ctx context.Context) error {
 	return nil
 }
 
-// padded returns the prompts padded on the left, [batch, length], and where they start.
+// longest is the number of tokens so far of the longest row.
+func (r *run) longest() int {
+	n := 0
+	for _, row := range r.rows {
+		n = max(n, len(row.prompt)+len(row.out.IDs))
+	}
+	return n
+}
+
+// tooLong reports whether n tokens need a cache of the long kind, see [site.Cache].
+func (r *run) tooLong(n int) bool {
+	m, ok := r.lm.(*Model)
+	if !ok {
+		return false
+	}
+	s, ok := m.network.(lengthDependent)
+	return ok && s.shortLength() > 0 && n > s.shortLength()
+}
+
+// lengthDependent is implemented by a network whose keys for rows of more than
+// shortLength tokens, if it is not 0, are others than for shorter ones.
+type lengthDependent interface{ shortLength() int }
+
+// padded returns the tokens so far padded on the left, [batch, length], and where they start.
 func (r *run) padded(length int) (ids, starts []int32) {
 	ids, starts = make([]int32, r.batch*length), make([]int32, r.batch)
 	for i := range r.batch {
-		prompt := r.rows[0].prompt // idle rows do what the first does
+		row := r.rows[0] // idle rows do what the first does
 		if i < len(r.rows) {
-			prompt = r.rows[i].prompt
+			row = r.rows[i]
 		}
-		starts[i] = int32(length - len(prompt))
-		copy(ids[(i+1)*length-len(prompt):], prompt)
+		n := len(row.prompt) + len(row.out.IDs)
+		starts[i] = int32(length - n)
+		copy(ids[(i+1)*length-n:], row.prompt)
+		copy(ids[(i+1)*length-len(row.out.IDs):], row.out.IDs)
 	}
 	return ids, starts
 }
@@ -170,8 +198,14 @@ func (r *run) pick(sampler *sampler, row *row, logits []float32) int32 {
 	return id
 }
 
-// decode feeds the newest tokens, which are on the device already when greedy.
-func (r *run) decode() error {
+// decode feeds the newest tokens, which are on the device already when greedy. Where
+// they make the rows too long for the cache, all are read again.
+func (r *run) decode(ctx context.Context) error {
+	if !r.long && r.tooLong(r.longest()) {
+		r.free()
+		r.starts, r.next, r.logits, r.cache, r.slots, r.used = nil, nil, nil, nil, 0, 0
+		return r.read(ctx)
+	}
 	if r.used == r.slots {
 		if err := r.grow(slotBucket(r.slots + 1)); err != nil {
 			return err
@@ -185,7 +219,7 @@ func (r *run) decode() error {
 // pass runs the next length tokens of every row and frees ids.
 func (r *run) pass(ids *tensors.Tensor, length int) error {
 	defer free(ids)
-	key := programKey{structure: r.structure, batch: r.batch, length: length, slots: r.slots}
+	key := programKey{structure: r.structure, batch: r.batch, length: length, slots: r.slots, long: r.long}
 	inputs := append(shapesOf(r.arguments), ids.Shape(), r.starts.Shape())
 	if r.slots > 0 {
 		inputs = append(append(inputs, shapes.Make(dtypes.Int32)), shapesOf(r.cache)...)

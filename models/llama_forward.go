@@ -94,6 +94,14 @@ func (m *llama) layerModules(layer string) []site.Module {
 
 func (m *llama) Parameters() []site.Parameter { return parametersOf(m.Modules()) }
 
+// shortLength implements [lengthDependent].
+func (m *llama) shortLength() int {
+	if m.rope.long == nil {
+		return 0
+	}
+	return m.rope.longAfter
+}
+
 // initialScale is what norm scales start at.
 func (m *llama) initialScale() float32 {
 	if m.offsetNorm {
@@ -106,6 +114,9 @@ func (m *llama) initialScale() float32 {
 type turns struct{ q, k rotation }
 
 func (m *llama) turns(r *rope, pass *attentionPass) turns {
+	if cache := pass.in.Cache; cache != nil && cache.Long {
+		r = r.longOnly()
+	}
 	positions, batch := pass.positions(), pass.in.IDs.Shape().Dimensions[0]
 	return turns{
 		k: r.tables(positions, batch, m.kvHeads, 1),

@@ -245,6 +245,16 @@ func (o *rope) tables(positions *Node, batch, heads int, scale float64) rotation
 	return t
 }
 
+// longOnly returns the embedding of long passes for all.
+func (o *rope) longOnly() *rope {
+	if o.long == nil {
+		return o
+	}
+	out := *o
+	out.invFreq, out.long = o.long, nil
+	return &out
+}
+
 // frequencies returns the inverse frequencies for a pass, [pairs] float32. Those that
 // depend on the length go by the largest position of this pass alone: unlike
 // transformers' module, a graph remembers no earlier, longer pass.

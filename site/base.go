@@ -121,6 +121,12 @@ type Cache struct {
 	Index *graph.Node
 	// Starts is each row's first used slot, [batch] int32.
 	Starts *graph.Node
+	// Long is true when the longest row is, or will be, longer than the length from
+	// which on the model turns heads otherwise (LongRoPE). A cache is of one kind
+	// throughout: what was read as short must be read again. Models without such a
+	// length ignore it. Without a cache, and in a first pass that leaves it false, the
+	// positions of the pass decide.
+	Long bool
 }
 
 // View is a base seen through a selection of adapters: what generation and
