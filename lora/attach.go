@@ -17,6 +17,8 @@ type adapter struct {
 	byWeight map[string]layer
 	params   []peft.Param
 	patterns []peft.PatternCount
+	// maxRank is what the adapter is laid out for, 0 for its own ranks, see pad.
+	maxRank int
 }
 
 var (
@@ -59,10 +61,13 @@ func attach(c LoraConfig, base site.Base) (*adapter, error) {
 	a := &adapter{config: c, targets: targets, layers: make(map[string]layer, len(targets)), byWeight: make(map[string]layer, len(targets))}
 	a.patterns = append(append(counts, rankCounts...), alphaCounts...)
 	for i, m := range targets {
-		l := layer{Module: m, r: int(ranks[i]), alpha: alphas[i]}
+		l := layer{Module: m, r: int(ranks[i]), rank: int(ranks[i]), alpha: alphas[i]}
 		l.scaling = Scaling(l.alpha, l.r, c.UseRSLoRA)
 		a.layers[m.Path], a.byWeight[peft.OwnWeight(m)] = l, l
 		a.params = append(a.params, l.params(c.InitLoraWeights)...)
+	}
+	if n := c.MaxRank(); n > 0 {
+		return a, a.pad(n)
 	}
 	return a, nil
 }
@@ -97,5 +102,5 @@ func (a *adapter) Patterns() []peft.PatternCount { return a.patterns }
 func (a *adapter) Describe(m site.Module) []peft.Setting {
 	l := a.layers[m.Path]
 	number := func(v float64) string { return strconv.FormatFloat(v, 'g', 6, 64) }
-	return []peft.Setting{{Name: "r", Value: strconv.Itoa(l.r)}, {Name: "alpha", Value: number(l.alpha)}, {Name: "scaling", Value: number(l.scaling)}}
+	return []peft.Setting{{Name: "r", Value: strconv.Itoa(l.rank)}, {Name: "alpha", Value: number(l.alpha)}, {Name: "scaling", Value: number(l.scaling)}}
 }

@@ -13,7 +13,7 @@ func TestConformance(t *testing.T) {
 		"plain":           {Config: lora.LoraConfig{R: 2}},
 		"all and rslora":  {Config: lora.LoraConfig{R: 4, UseRSLoRA: true, TargetModules: peft.AllLinear}},
 		"random":          {Config: lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom}, NotIdentity: true},
-		"modules_to_save": {Config: lora.LoraConfig{R: 2, ModulesToSave: peft.Strings{"lm_head", "norm"}}, OrderMatters: true},
+		"modules_to_save": {Config: lora.LoraConfig{R: 2, ModulesToSave: peft.Strings{"lm_head", "norm"}}, Alone: true},
 	} {
 		t.Run(name, func(t *testing.T) { pefttest.Run(t, s) })
 	}

@@ -31,9 +31,11 @@ func Scaling(alpha float64, r int, rankStabilised bool) float64 {
 // layer is one adapted module.
 type layer struct {
 	site.Module
-	r       int
+	r       int // of A and B in memory
+	rank    int // of A and B in the file
 	alpha   float64
 	scaling float64
+	index   int // in the constant scalings of a padded adapter
 }
 
 // names returns the names of A and B.
@@ -93,18 +95,18 @@ func normal(std float64) func(*rand.Rand, []float32) error {
 func (a *adapter) Delta(u *peft.Use) *graph.Node {
 	l := a.layers[u.Site.Path]
 	if l.Kind == site.Embedding {
-		return l.embeddingDelta(u)
+		return a.embeddingDelta(u)
 	}
 	x := u.Pass.Dropout(u.Site.Path, u.X, a.config.LoraDropout)
 	low := graphx.MatMulT(x, u.Cast(matrixA))
 	// Scaled here, where there are only r values a token.
-	return graphx.MatMulT(graphx.Scale(low, l.scaling), u.Cast(matrixB))
+	return graphx.MatMulT(a.scale(u, low), u.Cast(matrixB))
 }
 
 // embeddingDelta is s·B·(column id of A) for each id. peft applies no dropout here.
-func (l layer) embeddingDelta(u *peft.Use) *graph.Node {
+func (a *adapter) embeddingDelta(u *peft.Use) *graph.Node {
 	columns := graph.Gather(graph.Transpose(u.Cast(embeddingA), 0, 1), graph.InsertAxes(u.X, -1))
-	return graphx.MatMulT(graphx.Scale(columns, l.scaling), u.Cast(embeddingB))
+	return graphx.MatMulT(a.scale(u, columns), u.Cast(embeddingB))
 }
 
 // Merges implements [peft.Merger].

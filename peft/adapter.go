@@ -30,6 +30,10 @@ type Param struct {
 	Key string
 	// Shape is row-major as in the file.
 	Shape []int
+	// FileShape is the shape in the file if that is smaller: the file holds what is less
+	// along every axis, and all else is zero. Init and Derive then fill values of this
+	// shape. nil: Shape.
+	FileShape []int
 	// Init fills the initial values; r depends only on the seed and Name. nil: zeros.
 	Init func(r *rand.Rand, values []float32) error
 	// Derive, if not nil, fills the initial values in place of Init, from those of tensors
@@ -64,6 +68,60 @@ const (
 // Size returns the number of elements.
 func (p Param) Size() int { return site.Parameter{Shape: p.Shape}.Size() }
 
+// fileShape is the shape in the file.
+func (p Param) fileShape() []int {
+	if p.FileShape != nil {
+		return p.FileShape
+	}
+	return p.Shape
+}
+
+// fileSize is the number of elements in the file, those that training changes.
+func (p Param) fileSize() int { return site.Parameter{Shape: p.fileShape()}.Size() }
+
+// spread copies values of the shape in the file to their places in values of Shape.
+func (p Param) spread(file, values []float32) {
+	p.eachRow(func(at, from, n int) { copy(values[at:at+n], file[from:from+n]) })
+}
+
+// crop is the inverse of spread.
+func (p Param) crop(values []float32) []float32 {
+	if p.FileShape == nil {
+		return values
+	}
+	file := make([]float32, p.fileSize())
+	p.eachRow(func(at, from, n int) { copy(file[from:from+n], values[at:at+n]) })
+	return file
+}
+
+// eachRow visits the rows along the last axis: n elements from "from" on in the file are
+// those from "at" on in memory.
+func (p Param) eachRow(visit func(at, from, n int)) {
+	file := p.fileShape()
+	if p.fileSize() == 0 {
+		return
+	}
+	last := len(file) - 1
+	index := make([]int, last)
+	for from := 0; ; from += file[last] {
+		at := 0
+		for axis, i := range index {
+			at = (at + i) * p.Shape[axis+1]
+		}
+		visit(at, from, file[last])
+		axis := last - 1
+		for ; axis >= 0; axis-- {
+			if index[axis]++; index[axis] < file[axis] {
+				break
+			}
+			index[axis] = 0
+		}
+		if axis < 0 {
+			return
+		}
+	}
+}
+
 // fileKey is the tensor's key in the file.
 func (p Param) fileKey() string {
 	if p.Key != "" {
@@ -78,6 +136,14 @@ type ParameterAdapter interface {
 	Replaces(name string) bool
 	// Parameter returns the value that stands in for a parameter that Replaces reports.
 	Parameter(v *Values, p *site.Pass, name string, base func() *graph.Node) *graph.Node
+}
+
+// PartialParameterAdapter is a [ParameterAdapter] that changes the value that it is given,
+// where others replace it as a whole: several can be active on one parameter.
+type PartialParameterAdapter interface {
+	ParameterAdapter
+	// PartialParameters does nothing; it tells the kind.
+	PartialParameters()
 }
 
 // ModuleAdapter takes the place of a base module of which it is a variant: one with

@@ -46,7 +46,13 @@ type PeftConfig struct {
 
 	// reading is set while an adapter of a file is attached, see Reading.
 	reading bool
+	// maxRank is set while an adapter is attached, see MaxRank.
+	maxRank int
 }
+
+// MaxRank is the rank that the adapter being attached is to be laid out for, 0 for its own:
+// see [Options] and [Swappable].
+func (c PeftConfig) MaxRank() int { return c.maxRank }
 
 // Reading reports whether the configuration is being attached to read an adapter's
 // file. Then an entry without effect is no error, as the file's tensors say what is

@@ -15,8 +15,8 @@ import (
 // seeded by (seed, name), so that neither order nor other adapters change it. read, if
 // not nil, fills a tensor from elsewhere and reports whether it did.
 func (na *namedAdapter) initial(on compute.Backend, seed uint64, read func(p Param, values []float32) (bool, error)) (values, constants []*tensors.Tensor, err error) {
-	in := initialiser{seed: seed, read: read, kept: map[string][]float32{}}
 	params := na.adapter.Params()
+	in := initialiser{seed: seed, read: read, params: params, kept: map[string][]float32{}}
 	in.deriving = slices.ContainsFunc(params, func(p Param) bool { return p.Derive != nil })
 	if in.deriving {
 		// Values that others derive from are needed on the host at once, wherever they lie.
@@ -45,6 +45,7 @@ func (na *namedAdapter) initial(on compute.Backend, seed uint64, read func(p Par
 type initialiser struct {
 	seed     uint64
 	read     func(p Param, values []float32) (bool, error)
+	params   []Param
 	deriving bool
 	kept     map[string][]float32
 }
@@ -58,7 +59,21 @@ func (in *initialiser) fill(p Param, values []float32) error {
 	return in.set(p, values)
 }
 
+// set fills values of p's Shape.
 func (in *initialiser) set(p Param, values []float32) error {
+	if p.FileShape == nil {
+		return in.setFile(p, values)
+	}
+	file := make([]float32, p.fileSize())
+	if err := in.setFile(p, file); err != nil {
+		return err
+	}
+	p.spread(file, values)
+	return nil
+}
+
+// setFile fills values of the shape that p has in the file.
+func (in *initialiser) setFile(p Param, values []float32) error {
 	seed := in.seed
 	if in.read != nil {
 		if done, err := in.read(p, values); done || err != nil {
@@ -73,6 +88,9 @@ func (in *initialiser) set(p Param, values []float32) error {
 			of, ok := in.kept[name]
 			if !ok {
 				panic(fmt.Errorf("peft: %q derives from %q, which is not made before it", p.Name, name))
+			}
+			if i := slices.IndexFunc(in.params, func(q Param) bool { return q.Name == name }); i >= 0 {
+				of = in.params[i].crop(of)
 			}
 			return of
 		}, values)

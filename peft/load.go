@@ -48,19 +48,28 @@ func LoadAdapter(base site.Base, dir string, options ...Options) (*PeftModel, er
 // LoadAdapter opens one more adapter, which [PeftModel.With] can then select. A
 // failed call changes nothing. See the function [LoadAdapter].
 func (pm *PeftModel) LoadAdapter(dir string, options ...Options) error {
-	na, err := readAdapter(pm.set.base, dir)
-	if err != nil {
-		var report *LoadError
-		if errors.As(err, &report) {
-			return err
-		}
-		return fmt.Errorf("peft: load adapter %q: %w", dir, err)
+	o := first(options)
+	na, err := planFile(pm.set.base, dir, o.MaxRank)
+	if err == nil {
+		err = na.read(pm.set.base, dir)
 	}
-	return pm.set.add(first(options).name(), na)
+	if err != nil {
+		return loadError(dir, err)
+	}
+	return pm.set.add(o.name(), na)
 }
 
-// readAdapter plans the adapter of a folder and reads its values.
-func readAdapter(base site.Base, dir string) (*namedAdapter, error) {
+// loadError says which folder an error is about.
+func loadError(dir string, err error) error {
+	var report *LoadError
+	if errors.As(err, &report) {
+		return err
+	}
+	return fmt.Errorf("peft: load adapter %q: %w", dir, err)
+}
+
+// planFile plans the adapter of a folder.
+func planFile(base site.Base, dir string, maxRank int) (*namedAdapter, error) {
 	data, err := readConfig(dir)
 	if err != nil {
 		return nil, err
@@ -69,19 +78,21 @@ func readAdapter(base site.Base, dir string) (*namedAdapter, error) {
 	if err != nil {
 		return nil, err
 	}
-	na, err := plan(base, config, true)
-	if err != nil {
-		return nil, err
-	}
+	return plan(base, config, true, maxRank)
+}
+
+// read reads the values of a planned adapter.
+func (na *namedAdapter) read(base site.Base, dir string) error {
 	file, err := openWeights(dir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer file.Close()
 	names, report := compare(na.adapter.Params(), file, base)
 	if !report.ok() {
-		return nil, &LoadError{Dir: dir, Report: report}
+		return &LoadError{Dir: dir, Report: report}
 	}
+	na.report = report
 	na.arguments, na.constants, err = na.initial(base.Backend(), 0, func(p Param, values []float32) (bool, error) {
 		if p.Unsaved {
 			return false, nil
@@ -93,7 +104,7 @@ func readAdapter(base site.Base, dir string) (*namedAdapter, error) {
 		file.Release(name)
 		return true, checkFinite(p.Name, values)
 	})
-	return na, err
+	return err
 }
 
 func readConfig(dir string) ([]byte, error) {
@@ -158,8 +169,8 @@ func compare(params []Param, file *safetensors.File, base site.Base) (map[string
 			continue
 		}
 		info, _ := file.Info(name)
-		if !isFloat(info.DType) || !slices.Equal(info.Shape, p.Shape) {
-			r.Mismatched = append(r.Mismatched, Mismatch{Name: p.Name, Want: p.Shape, Got: info.Shape, DType: string(info.DType)})
+		if !isFloat(info.DType) || !slices.Equal(info.Shape, p.fileShape()) {
+			r.Mismatched = append(r.Mismatched, Mismatch{Name: p.Name, Want: p.fileShape(), Got: info.Shape, DType: string(info.DType)})
 			continue
 		}
 		r.Loaded = append(r.Loaded, p.Name)

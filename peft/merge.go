@@ -84,11 +84,11 @@ func (pm *PeftModel) newMerger() (*merger, error) {
 	}
 	m := &merger{exporter: exporter, changes: map[string][]change{}}
 	for _, name := range pm.active {
-		na, err := pm.set.snapshot(name)
+		na, err := pm.get(name)
 		if err != nil {
 			return nil, err
 		}
-		m.readers = append(m.readers, &valueReader{namedAdapter: na})
+		m.readers = append(m.readers, &valueReader{namedAdapter: *na})
 	}
 	shared := sharedWeights(pm.set.base)
 	// As in a graph, parameters are replaced before anything is added to them.

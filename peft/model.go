@@ -16,15 +16,22 @@ import (
 // DefaultAdapter is the name of an adapter that was not given one.
 const DefaultAdapter = "default"
 
+// BaseModel stands for the base without adapters where every row of a batch names one,
+// see [PeftModel.Mixed].
+const BaseModel = "__base__"
+
 // ErrUnknownAdapter is wrapped by errors about an adapter name that the model does not have.
 var ErrUnknownAdapter = errors.New("unknown adapter")
 
 // PeftModel is a frozen base with named adapters, seen through a selection of
 // them. The selection is fixed: [PeftModel.With] returns another view of the same
-// adapters. A PeftModel is safe for concurrent use.
+// adapters, and a view keeps its adapters under the names that it was made with, whatever
+// is added, renamed or deleted since. A PeftModel is safe for concurrent use.
 type PeftModel struct {
 	set    *adapterSet
 	active []string
+	// held are the adapters of active.
+	held []*namedAdapter
 	// frozen lists those of active that are not trained.
 	frozen []string
 }
@@ -37,6 +44,8 @@ type adapterSet struct {
 	order    []string
 }
 
+// namedAdapter is what a name stands for. Its fields are read and changed under the
+// set's lock; what is read outside of it is a copy, see PeftModel.get.
 type namedAdapter struct {
 	config  Config
 	adapter Adapter
@@ -49,6 +58,10 @@ type namedAdapter struct {
 	// arguments and constants are replaced as a whole and never changed in place, so that
 	// a program that runs keeps what it was given.
 	arguments, constants []*tensors.Tensor
+	// report says what was read from a file, if the values were.
+	report LoadReport
+	// maxRank, see Options.MaxRank.
+	maxRank int
 }
 
 // numConstants is the number of tensors that hold the constants.
@@ -65,6 +78,12 @@ type Options struct {
 	Name string
 	// Seed of the initial values, which derive from (Seed, tensor name).
 	Seed uint64
+	// MaxRank, if not 0, lays the adapter out for ranks up to it, with zeros behind its own
+	// rank and its scale as an input: then every adapter of these targets and this MaxRank
+	// runs in the same compiled programs, whatever its rank and alpha, and
+	// [PeftModel.SwapAdapter] can put others in its place. Files have the true rank. Methods
+	// without a rank refuse it.
+	MaxRank int
 }
 
 // GetPeftModel attaches a new adapter to a base and makes it active. The base
@@ -99,7 +118,7 @@ func (o Options) name() string {
 // failed call changes nothing.
 func (pm *PeftModel) AddAdapter(config Config, options ...Options) error {
 	o := first(options)
-	na, err := plan(pm.set.base, config, false)
+	na, err := plan(pm.set.base, config, false, o.MaxRank)
 	if err != nil {
 		return err
 	}
@@ -110,10 +129,13 @@ func (pm *PeftModel) AddAdapter(config Config, options ...Options) error {
 }
 
 // plan validates a configuration and lays its tensors out on a base. reading is
-// true for the configuration of a file, see [PeftConfig.Reading].
-func plan(base site.Base, config Config, reading bool) (*namedAdapter, error) {
+// true for the configuration of a file, see [PeftConfig.Reading]; maxRank see [Options].
+func plan(base site.Base, config Config, reading bool, maxRank int) (*namedAdapter, error) {
+	if maxRank < 0 {
+		return nil, fmt.Errorf("peft: MaxRank is %d, want 0 (none) or more", maxRank)
+	}
 	common := config.Common()
-	common.reading = reading
+	common.reading, common.maxRank = reading, maxRank
 	if common.TaskType == "" && !reading {
 		common.TaskType = taskType(base)
 	}
@@ -128,7 +150,10 @@ func plan(base site.Base, config Config, reading bool) (*namedAdapter, error) {
 	if err != nil {
 		return nil, err
 	}
-	na := &namedAdapter{adapter: adapter, parts: partsOf(adapter)}
+	na := &namedAdapter{adapter: adapter, parts: partsOf(adapter), maxRank: maxRank}
+	if _, ok := na.parts[0].(Swappable); !ok && maxRank > 0 {
+		return nil, fmt.Errorf("peft: MaxRank is %d, but adapters of method %s have no rank that can be padded", maxRank, config.PeftType())
+	}
 	if err := na.lay(); err != nil {
 		return nil, err
 	}
@@ -138,7 +163,7 @@ func plan(base site.Base, config Config, reading bool) (*namedAdapter, error) {
 	if c, ok := na.parts[0].(Configured); ok {
 		config = c.Config()
 	}
-	common.reading = false
+	common.reading, common.maxRank = false, 0
 	na.config = config.WithCommon(common)
 	na.structure = na.identity()
 	return na, nil
@@ -188,8 +213,12 @@ func (s *adapterSet) add(name string, na *namedAdapter) error {
 	return nil
 }
 
-// checkName refuses names that could not be a folder's name.
+// checkName refuses names that could not be a folder's name, and the one that stands for
+// the base.
 func checkName(name string) error {
+	if name == BaseModel {
+		return fmt.Errorf("peft: adapter name %q stands for the base without adapters", name)
+	}
 	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\\\x00") {
 		return fmt.Errorf("peft: adapter name %q is not usable as a folder name", name)
 	}
@@ -198,26 +227,56 @@ func checkName(name string) error {
 
 // With returns the model seen through the named adapters, in this order; with no
 // name, the base alone.
+//
+// It is an error if two of them replace the same parameter or module as a whole, as
+// modules_to_save and trained biases do: only one could count.
 func (pm *PeftModel) With(names ...string) (*PeftModel, error) {
+	view := &PeftModel{set: pm.set, active: slices.Clone(names)}
+	pm.set.mu.RLock()
+	defer pm.set.mu.RUnlock()
 	for i, name := range names {
-		if _, err := pm.set.get(name); err != nil {
-			return nil, err
+		na, ok := pm.set.adapters[name]
+		if !ok {
+			return nil, pm.set.unknown(name)
 		}
 		if slices.Contains(names[:i], name) {
 			return nil, fmt.Errorf("peft: adapter %q is named twice", name)
 		}
+		view.held = append(view.held, na)
 	}
-	return &PeftModel{set: pm.set, active: slices.Clone(names)}, nil
+	if err := view.conflict(); err != nil {
+		return nil, err
+	}
+	return view, nil
 }
 
-func (s *adapterSet) get(name string) (*namedAdapter, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	na, ok := s.adapters[name]
-	if !ok {
-		return nil, fmt.Errorf("peft: %w %q (the model has %s)", ErrUnknownAdapter, name, strings.Join(s.order, ", "))
+// unknown is the error of a name that the set does not have. The lock is held.
+func (s *adapterSet) unknown(name string) error {
+	return fmt.Errorf("peft: %w %q (the model has %s)", ErrUnknownAdapter, name, strings.Join(s.order, ", "))
+}
+
+// live returns the adapter of a name: the view's own, or else what the name now stands
+// for. The set's lock is held.
+func (pm *PeftModel) live(name string) (*namedAdapter, error) {
+	if i := slices.Index(pm.active, name); i >= 0 {
+		return pm.held[i], nil
 	}
-	return na, nil
+	if na, ok := pm.set.adapters[name]; ok {
+		return na, nil
+	}
+	return nil, pm.set.unknown(name)
+}
+
+// get returns a copy of an adapter as it is now.
+func (pm *PeftModel) get(name string) (*namedAdapter, error) {
+	pm.set.mu.RLock()
+	defer pm.set.mu.RUnlock()
+	na, err := pm.live(name)
+	if err != nil {
+		return nil, err
+	}
+	now := *na
+	return &now, nil
 }
 
 // Base returns the frozen base.
@@ -235,7 +294,7 @@ func (pm *PeftModel) Active() []string { return slices.Clone(pm.active) }
 
 // Config returns the named adapter's configuration.
 func (pm *PeftModel) Config(name string) (Config, error) {
-	na, err := pm.set.get(name)
+	na, err := pm.get(name)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +303,7 @@ func (pm *PeftModel) Config(name string) (Config, error) {
 
 // Layout returns the layout of the named adapter's trainable values.
 func (pm *PeftModel) Layout(name string) (*Layout, error) {
-	na, err := pm.set.get(name)
+	na, err := pm.get(name)
 	if err != nil {
 		return nil, err
 	}
@@ -253,7 +312,7 @@ func (pm *PeftModel) Layout(name string) (*Layout, error) {
 
 // ConstantLayout returns the layout of the named adapter's constants, nil without any.
 func (pm *PeftModel) ConstantLayout(name string) (*Layout, error) {
-	na, err := pm.set.get(name)
+	na, err := pm.get(name)
 	if err != nil {
 		return nil, err
 	}
@@ -263,11 +322,9 @@ func (pm *PeftModel) ConstantLayout(name string) (*Layout, error) {
 // Values returns the named adapter's values as program arguments. The tensors are
 // shared and must not be changed.
 func (pm *PeftModel) Values(name string) ([]*tensors.Tensor, error) {
-	pm.set.mu.RLock()
-	defer pm.set.mu.RUnlock()
-	na, ok := pm.set.adapters[name]
-	if !ok {
-		return nil, fmt.Errorf("peft: %w %q", ErrUnknownAdapter, name)
+	na, err := pm.get(name)
+	if err != nil {
+		return nil, err
 	}
 	return slices.Clone(na.arguments), nil
 }
@@ -277,9 +334,9 @@ func (pm *PeftModel) Values(name string) ([]*tensors.Tensor, error) {
 func (pm *PeftModel) SetValues(name string, arguments []*tensors.Tensor) error {
 	pm.set.mu.Lock()
 	defer pm.set.mu.Unlock()
-	na, ok := pm.set.adapters[name]
-	if !ok {
-		return fmt.Errorf("peft: %w %q", ErrUnknownAdapter, name)
+	na, err := pm.live(name)
+	if err != nil {
+		return err
 	}
 	if err := na.layout.check(arguments); err != nil {
 		return err
@@ -292,9 +349,9 @@ func (pm *PeftModel) SetValues(name string, arguments []*tensors.Tensor) error {
 func (pm *PeftModel) SetConstants(name string, constants []*tensors.Tensor) error {
 	pm.set.mu.Lock()
 	defer pm.set.mu.Unlock()
-	na, ok := pm.set.adapters[name]
-	if !ok {
-		return fmt.Errorf("peft: %w %q", ErrUnknownAdapter, name)
+	na, err := pm.live(name)
+	if err != nil {
+		return err
 	}
 	if na.constantLayout == nil {
 		return fmt.Errorf("peft: adapter %q has no constants", name)
@@ -309,7 +366,7 @@ func (pm *PeftModel) SetConstants(name string, constants []*tensors.Tensor) erro
 // TensorValues returns the named adapter's tensors by their names in the file
 // (without prefix), constants too, copied to the host.
 func (pm *PeftModel) TensorValues(name string) (map[string][]float32, error) {
-	na, err := pm.set.snapshot(name)
+	na, err := pm.get(name)
 	if err != nil {
 		return nil, err
 	}

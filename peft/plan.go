@@ -35,7 +35,7 @@ func DryRun(base site.Base, config Config) (*Plan, error) {
 	if base == nil {
 		return nil, errors.New("peft: base model is nil")
 	}
-	na, err := plan(base, config, false)
+	na, err := plan(base, config, false, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +44,7 @@ func DryRun(base site.Base, config Config) (*Plan, error) {
 
 // Plan describes an adapter of the model as [DryRun] describes one that is not made yet.
 func (pm *PeftModel) Plan(name string) (*Plan, error) {
-	na, err := pm.set.get(name)
+	na, err := pm.get(name)
 	if err != nil {
 		return nil, err
 	}

@@ -103,7 +103,7 @@ func (pm *PeftModel) onlyOurs(dir string) (bool, error) {
 func (pm *PeftModel) writeInto(part, dir string) error {
 	var configs []Config
 	for _, name := range pm.active {
-		na, err := pm.set.snapshot(name)
+		na, err := pm.get(name)
 		if err != nil {
 			return err
 		}
@@ -138,17 +138,6 @@ func (pm *PeftModel) moveInto(part, dir string) error {
 		}
 	}
 	return nil
-}
-
-// snapshot returns an adapter with the values it has now.
-func (s *adapterSet) snapshot(name string) (namedAdapter, error) {
-	na, err := s.get(name)
-	if err != nil {
-		return namedAdapter{}, err
-	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return *na, nil
 }
 
 // write writes the adapter's files into a folder and reads them back.
@@ -204,7 +193,7 @@ func (na namedAdapter) fileForm() (Config, []FileTensor, error) {
 	var list []FileTensor
 	for _, p := range na.adapter.Params() {
 		if !p.Unsaved {
-			list = append(list, FileTensor{Name: p.Name, Key: p.Key, Shape: p.Shape, Values: values[p.Name]})
+			list = append(list, FileTensor{Name: p.Name, Key: p.Key, Shape: p.fileShape(), Values: p.crop(values[p.Name])})
 		}
 	}
 	return na.config, list, nil

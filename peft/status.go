@@ -22,10 +22,8 @@ func (pm *PeftModel) TrainableParameters() Count {
 	for _, na := range pm.set.adapters {
 		c.All += na.added()
 	}
-	for _, name := range pm.active {
-		if na, ok := pm.set.adapters[name]; ok {
-			c.Trainable += int64(na.layout.NumValues())
-		}
+	for _, na := range pm.held {
+		c.Trainable += int64(na.layout.NumValues())
 	}
 	return c
 }

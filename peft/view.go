@@ -23,7 +23,7 @@ func (pm *PeftModel) Training(names ...string) (*PeftModel, error) {
 			return nil, fmt.Errorf("peft: training adapter %q: %w: it is not active (active are %s)", name, ErrUnknownAdapter, strings.Join(pm.active, ", "))
 		}
 	}
-	view := &PeftModel{set: pm.set, active: pm.active}
+	view := &PeftModel{set: pm.set, active: pm.active, held: pm.held}
 	for _, name := range pm.active {
 		if !slices.Contains(names, name) {
 			view.frozen = append(view.frozen, name)
@@ -55,7 +55,7 @@ type block struct {
 func (pm *PeftModel) blocks() (all []block, numTrained, numStepped int, err error) {
 	var stepped, rest []block
 	for _, name := range pm.active {
-		na, err := pm.set.get(name)
+		na, err := pm.get(name)
 		if err != nil {
 			return nil, 0, 0, err
 		}
@@ -88,7 +88,7 @@ func (pm *PeftModel) Steps(names ...string) bool {
 		names = pm.Trained()
 	}
 	return slices.ContainsFunc(names, func(name string) bool {
-		na, err := pm.set.get(name)
+		na, err := pm.get(name)
 		return err == nil && na.steps()
 	})
 }
@@ -104,10 +104,10 @@ func (pm *PeftModel) Arguments() ([]*tensors.Tensor, error) {
 	defer pm.set.mu.RUnlock()
 	var all []*tensors.Tensor
 	for _, b := range blocks {
-		na, ok := pm.set.adapters[b.name]
+		na, err := pm.live(b.name)
 		switch {
-		case !ok:
-			return nil, fmt.Errorf("peft: %w %q", ErrUnknownAdapter, b.name)
+		case err != nil:
+			return nil, err
 		case b.constants:
 			all = append(all, na.constants...)
 		default:
@@ -132,7 +132,7 @@ func (pm *PeftModel) Bind(arguments []*graph.Node) (*Binding, error) {
 	}
 	bound := map[string]*Values{}
 	for _, b := range blocks {
-		na, err := pm.set.get(b.name)
+		na, err := pm.get(b.name)
 		if err != nil {
 			return nil, err
 		}
@@ -158,7 +158,7 @@ func (pm *PeftModel) Bind(arguments []*graph.Node) (*Binding, error) {
 	}
 	var active []boundAdapter
 	for _, name := range pm.active {
-		na, err := pm.set.get(name)
+		na, err := pm.get(name)
 		if err != nil {
 			return nil, err
 		}
@@ -184,7 +184,7 @@ func (pm *PeftModel) Hook(arguments []*graph.Node) site.Hook {
 func (pm *PeftModel) Structure() string {
 	var all []string
 	for _, name := range pm.active {
-		if na, err := pm.set.get(name); err == nil { // a view's adapters stay
+		if na, err := pm.get(name); err == nil { // a view's adapters stay
 			all = append(all, na.structure)
 		}
 	}
@@ -199,7 +199,11 @@ func (pm *PeftModel) Structure() string {
 // versions, and the tensors.
 func (na *namedAdapter) identity() string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%#v", na.config.WithCommon(PeftConfig{}))
+	config := na.config
+	if s, ok := na.parts[0].(Swappable); ok && na.maxRank > 0 {
+		config = s.ProgramConfig()
+	}
+	fmt.Fprintf(h, "%#v", config.WithCommon(PeftConfig{}))
 	for _, p := range na.adapter.Params() {
 		fmt.Fprintf(h, "\x00%s%v%v", p.Name, p.Shape, p.Frozen)
 	}

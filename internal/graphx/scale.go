@@ -7,6 +7,11 @@ import (
 	"github.com/gomlx/gomlx/core/graph"
 )
 
+// ScaleBy is [Scale] with a factor that is a float32 node, broadcast to x.
+func ScaleBy(x, s *graph.Node) *graph.Node {
+	return graph.ConvertDType(graph.Mul(graph.ConvertDType(x, dtypes.Float32), s), x.DType())
+}
+
 // Scale returns s·x, each element rounded once. graph.MulScalar rounds s to x's dtype
 // first: in bfloat16 a factor of 1/0.9 becomes 1.1094, which makes every element 0.16 %
 // too small and does not average out.

@@ -1,0 +1,108 @@
+package peft
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/gopeft/gopeft/site"
+)
+
+// This file has what changes the set of adapters besides adding: see [PeftModel.With] for
+// what is active, [PeftModel.Training] for what is trained. To run the base alone for a
+// while, use pm.With().
+
+// DeleteAdapter takes an adapter out of the model; its name is free again. An adapter that
+// is active in the view pm is an error, since a view is a fixed selection: delete it through
+// another one, such as pm.With(). Views that were made with it before keep it, and work as
+// they did, until the last of them is gone and its memory with it.
+func (pm *PeftModel) DeleteAdapter(name string) error {
+	if slices.Contains(pm.active, name) {
+		return fmt.Errorf("peft: delete adapter %q: it is active in this view (active are %s): delete it through a view without it, such as With()",
+			name, strings.Join(pm.active, ", "))
+	}
+	s := pm.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.adapters[name]; !ok {
+		return fmt.Errorf("peft: delete adapter: %w", s.unknown(name))
+	}
+	delete(s.adapters, name)
+	s.order = slices.DeleteFunc(s.order, func(n string) bool { return n == name })
+	return nil
+}
+
+// RenameAdapter gives an adapter another name, in the same place of the order. Views that
+// were made before keep the old one, also for what [PeftModel.SavePretrained] calls it.
+func (pm *PeftModel) RenameAdapter(name, to string) error {
+	if err := checkName(to); err != nil {
+		return err
+	}
+	s := pm.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	na, ok := s.adapters[name]
+	if !ok {
+		return fmt.Errorf("peft: rename adapter: %w", s.unknown(name))
+	}
+	if _, taken := s.adapters[to]; taken {
+		return fmt.Errorf("peft: rename adapter %q: adapter %q already exists", name, to)
+	}
+	delete(s.adapters, name)
+	s.adapters[to] = na
+	s.order[slices.Index(s.order, name)] = to
+	return nil
+}
+
+// LoadReport says how the tensors of the file that the named adapter was read from became
+// its values; it is empty for an adapter that was not read from a file.
+func (pm *PeftModel) LoadReport(name string) (LoadReport, error) {
+	na, err := pm.get(name)
+	if err != nil {
+		return LoadReport{}, err
+	}
+	return na.report, nil
+}
+
+// conflict reports two of the view's adapters of which only one could count.
+func (pm *PeftModel) conflict() error {
+	if len(pm.held) < 2 {
+		return nil
+	}
+	by := map[string]string{}
+	for i, na := range pm.held {
+		for _, what := range na.replaced(pm.set.base) {
+			if other, ok := by[what]; ok && other != pm.active[i] {
+				return fmt.Errorf("peft: adapters %q and %q both replace %q: they cannot be active together", other, pm.active[i], what)
+			}
+			by[what] = pm.active[i]
+		}
+	}
+	return nil
+}
+
+// replaced lists the parameters and modules of the base that the adapter's own copies
+// stand in for.
+func (na *namedAdapter) replaced(base site.Base) []string {
+	var all []string
+	for _, part := range na.parts {
+		if m, ok := part.(ModuleAdapter); ok {
+			for _, target := range part.Targets() {
+				if m.ReplacesModule(target.Path) {
+					all = append(all, target.Path)
+				}
+			}
+		}
+		if p, ok := part.(ParameterAdapter); ok {
+			if _, partial := part.(PartialParameterAdapter); partial {
+				continue
+			}
+			for _, parameter := range base.Parameters() {
+				if p.Replaces(parameter.Name) {
+					all = append(all, parameter.Name)
+				}
+			}
+		}
+	}
+	return all
+}

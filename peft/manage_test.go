@@ -1,0 +1,208 @@
+package peft_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/gomlx/gomlx/core/graph"
+	"github.com/gomlx/gomlx/core/tensors"
+	"github.com/gomlx/gomlx/ml/model"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gopeft/gopeft/internal/basetest"
+	"github.com/gopeft/gopeft/lora"
+	"github.com/gopeft/gopeft/models"
+	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/site"
+)
+
+// runner runs views of one structure in one compiled program, and counts how often a
+// graph was built for it.
+type runner struct {
+	base   *models.Model
+	exec   *model.Exec
+	view   site.View
+	builds int
+}
+
+func newRunner(t testing.TB, base *models.Model) *runner {
+	r := &runner{base: base}
+	var err error
+	r.exec, err = model.NewExec(base.Backend(), base.Store(), func(_ *model.Scope, in []*graph.Node) []*graph.Node {
+		r.builds++
+		pass := &site.Pass{Graph: in[0].Graph(), DType: base.DType(), Hook: r.view.Hook(in[1:])}
+		return []*graph.Node{base.Logits(pass, base.Hidden(pass, site.Tokens{IDs: in[0]}))}
+	})
+	require.NoError(t, err)
+	t.Cleanup(r.exec.Finalize)
+	return r
+}
+
+// run returns the logits of a batch.
+func (r *runner) run(view site.View, ids [][]int32) (out []float32, err error) {
+	r.view = view
+	arguments, err := view.Arguments()
+	if err != nil {
+		return nil, err
+	}
+	in := []any{tensors.FromValue(ids)}
+	for _, a := range arguments {
+		in = append(in, a)
+	}
+	results, err := r.exec.Exec(in...)
+	if err != nil {
+		return nil, err
+	}
+	return tensors.CopyFlatData[float32](results[0])
+}
+
+// logitsOf runs a view in a program of its own.
+func logitsOf(t testing.TB, base *models.Model, view site.View, ids [][]int32) []float32 {
+	t.Helper()
+	out, err := newRunner(t, base).run(view, ids)
+	require.NoError(t, err)
+	return out
+}
+
+var fourRows = [][]int32{{3, 14, 15, 9, 26, 5}, {35, 8, 9, 7, 9, 3}, {31, 41, 59, 26, 53, 58}, {27, 18, 28, 18, 28, 45}}
+
+func attach(t testing.TB, base site.Base, config peft.Config, options ...peft.Options) *peft.PeftModel {
+	t.Helper()
+	pm, err := peft.GetPeftModel(base, config, options...)
+	require.NoError(t, err)
+	return pm
+}
+
+func selected(t testing.TB, pm *peft.PeftModel, names ...string) *peft.PeftModel {
+	t.Helper()
+	view, err := pm.With(names...)
+	require.NoError(t, err)
+	return view
+}
+
+// Deleting an inactive, an active, the last and an unknown adapter (peft.md 8.49; where
+// peft activates another adapter in the place of an active one, a view refuses).
+func TestDeleteAdapter(t *testing.T) {
+	base := family(t, "llama")
+	random := lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom}
+	pm := attach(t, base, random)
+	require.NoError(t, pm.AddAdapter(random, peft.Options{Name: "b", Seed: 2}))
+	b := selected(t, pm, "b")
+	both := selected(t, pm, "default", "b")
+	before, withBoth := logitsOf(t, base, b, fourRows), logitsOf(t, base, both, fourRows)
+	counted := pm.TrainableParameters()
+
+	require.ErrorContains(t, pm.DeleteAdapter("default"), `delete adapter "default": it is active in this view`)
+	require.ErrorIs(t, pm.DeleteAdapter("c"), peft.ErrUnknownAdapter)
+	require.Equal(t, []string{"default", "b"}, pm.Adapters())
+
+	require.NoError(t, pm.DeleteAdapter("b"))
+	require.Equal(t, []string{"default"}, pm.Adapters())
+	require.Less(t, pm.TrainableParameters().All, counted.All)
+	_, err := pm.With("b")
+	require.ErrorIs(t, err, peft.ErrUnknownAdapter)
+	require.ErrorIs(t, pm.DeleteAdapter("b"), peft.ErrUnknownAdapter)
+
+	// Views that hold it are what they were, even if the name now means another adapter.
+	require.NoError(t, pm.AddAdapter(lora.LoraConfig{R: 5, InitLoraWeights: lora.InitRandom}, peft.Options{Name: "b", Seed: 3}))
+	require.Equal(t, before, logitsOf(t, base, b, fourRows))
+	require.Equal(t, withBoth, logitsOf(t, base, both, fourRows))
+	config, err := b.Config("b")
+	require.NoError(t, err)
+	require.Equal(t, 2, config.(lora.LoraConfig).R)
+	require.NotEqual(t, before, logitsOf(t, base, selected(t, pm, "b"), fourRows))
+	dir := filepath.Join(t.TempDir(), "out")
+	require.NoError(t, b.SavePretrained(dir))
+	again, err := peft.LoadAdapter(base, filepath.Join(dir, "b"))
+	require.NoError(t, err)
+	require.Equal(t, before, logitsOf(t, base, again, fourRows))
+
+	none := selected(t, pm)
+	require.NoError(t, none.DeleteAdapter("b"))
+	require.NoError(t, none.DeleteAdapter("default"))
+	require.Empty(t, none.Adapters())
+	require.NoError(t, none.AddAdapter(random)) // the name is free
+}
+
+func TestRenameAdapter(t *testing.T) {
+	base := family(t, "llama")
+	random := lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom}
+	pm := attach(t, base, random)
+	require.NoError(t, pm.AddAdapter(random, peft.Options{Name: "b", Seed: 2}))
+	before := logitsOf(t, base, pm, fourRows)
+	require.ErrorContains(t, pm.RenameAdapter("default", "b"), `adapter "b" already exists`)
+	require.ErrorContains(t, pm.RenameAdapter("default", "a/b"), "not usable as a folder name")
+	require.ErrorContains(t, pm.RenameAdapter("default", peft.BaseModel), "stands for the base")
+	require.ErrorIs(t, pm.RenameAdapter("c", "d"), peft.ErrUnknownAdapter)
+	require.Equal(t, []string{"default", "b"}, pm.Adapters())
+	require.NoError(t, pm.RenameAdapter("default", "first"))
+	require.Equal(t, []string{"first", "b"}, pm.Adapters())
+	require.Equal(t, before, logitsOf(t, base, selected(t, pm, "first"), fourRows))
+	require.Equal(t, before, logitsOf(t, base, pm, fourRows))
+	_, err := pm.With("default")
+	require.ErrorIs(t, err, peft.ErrUnknownAdapter)
+}
+
+// A duplicate name, a configuration that fits nothing and a file that does not fit change
+// nothing (peft.md 8.47).
+func TestFailedAdditionChangesNothing(t *testing.T) {
+	base := family(t, "llama")
+	pm := attach(t, base, lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom})
+	before, counted := logitsOf(t, base, pm, fourRows), pm.TrainableParameters()
+	dir := filepath.Join(basetest.Fixtures, "lora", "llama-qv")
+	require.ErrorContains(t, pm.AddAdapter(lora.LoraConfig{R: 3}), `adapter "default" already exists`)
+	require.ErrorContains(t, pm.LoadAdapter(dir), `adapter "default" already exists`)
+	require.Error(t, pm.AddAdapter(lora.LoraConfig{R: 3, TargetModules: peft.Modules("nothing")}, peft.Options{Name: "b"}))
+	require.Error(t, pm.LoadAdapter(filepath.Join(basetest.Fixtures, "lora", "qwen3-seven"), peft.Options{Name: "b"}))
+	require.ErrorIs(t, pm.LoadAdapter(filepath.Join(t.TempDir(), "no"), peft.Options{Name: "b"}), os.ErrNotExist)
+	require.Equal(t, []string{"default"}, pm.Adapters())
+	require.Equal(t, counted, pm.TrainableParameters())
+	require.Equal(t, before, logitsOf(t, base, pm, fourRows))
+}
+
+// One checkpoint under two names gives the same outputs, and says what it loaded
+// (peft.md 8.40; issue: load report).
+func TestSameCheckpointTwice(t *testing.T) {
+	base := family(t, "llama")
+	dir := filepath.Join(basetest.Fixtures, "lora", "llama-qv")
+	pm, err := peft.LoadAdapter(base, dir, peft.Options{Name: "one"})
+	require.NoError(t, err)
+	require.NoError(t, pm.LoadAdapter(dir, peft.Options{Name: "v_proj"}))
+	require.Equal(t, []string{"one"}, pm.Active())
+	require.Equal(t, logitsOf(t, base, pm, fourRows), logitsOf(t, base, selected(t, pm, "v_proj"), fourRows))
+	report, err := pm.LoadReport("v_proj")
+	require.NoError(t, err)
+	require.Len(t, report.Loaded, 8)
+	require.Empty(t, report.Missing)
+	require.Empty(t, report.Unexpected)
+	require.Empty(t, report.Mismatched)
+	require.NoError(t, pm.AddAdapter(lora.LoraConfig{R: 2}, peft.Options{Name: "new"}))
+	report, err = pm.LoadReport("new")
+	require.NoError(t, err)
+	require.Equal(t, peft.LoadReport{}, report)
+	_, err = pm.LoadReport("other")
+	require.ErrorIs(t, err, peft.ErrUnknownAdapter)
+}
+
+// Adapters of different methods live side by side and are active together; two that
+// replace the same parameter or module cannot be (peft.md 8.47, 8.51).
+func TestDifferentMethodsTogether(t *testing.T) {
+	base := family(t, "llama")
+	pm := attach(t, base, lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom})
+	full := func(name string, targets ...string) {
+		t.Helper()
+		require.NoError(t, pm.AddAdapter(peft.Full{TargetModules: peft.Modules(targets...)}, peft.Options{Name: name}))
+	}
+	full("norms", "norm", "input_layernorm")
+	full("last", "norm", "lm_head")
+	full("head", "lm_head")
+	require.NoError(t, pm.AddAdapter(lora.LoraConfig{R: 2, ModulesToSave: peft.Strings{"lm_head"}}, peft.Options{Name: "saved"}))
+	selected(t, pm, "default", "norms", "head")
+	for names, what := range map[[2]string]string{{"norms", "last"}: "model.norm.weight", {"last", "head"}: "lm_head.weight", {"head", "saved"}: "lm_head.weight"} {
+		_, err := pm.With("default", names[0], names[1])
+		require.ErrorContains(t, err, `adapters "`+names[0]+`" and "`+names[1]+`" both replace "`+what+`": they cannot be active together`)
+	}
+	_, err := pm.Training("norms")
+	require.ErrorIs(t, err, peft.ErrUnknownAdapter) // not active
+}
