@@ -49,7 +49,7 @@ func (r *recorder) Adapts(string) bool { return true }
 // TestSites: the hook sees each module once, in order, with inputs and outputs of
 // the described shapes, and each parameter once (a tied one twice).
 func TestSites(t *testing.T) {
-	for _, name := range []string{"llama", "llama_tied", "llama_bias", "qwen2", "qwen3", "gemma_legacy_act", "gemma2", "gemma3_text", "phi3"} {
+	for _, name := range []string{"llama", "llama_tied", "llama_bias", "qwen2", "qwen3", "gemma_untied", "gemma2", "gemma3_text", "phi3"} {
 		t.Run(name, func(t *testing.T) {
 			m, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
 			require.NoError(t, err)

@@ -87,8 +87,8 @@ CASES = {
 } | {
     "gemma": Case(GemmaConfig, GEMMA | rope("default"), [rope("default", 500.0), dict(hidden_act="relu"), dict(rms_norm_eps=0.1)]),
     # "gelu" means the tanh approximation here; attention_bias is q, k, v and o.
-    "gemma_legacy_act": Case(GemmaConfig, TINY_GEMMA | dict(hidden_act="gelu", attention_bias=True), [dict(hidden_act="relu")],
-                             whole=False),
+    "gemma_untied": Case(GemmaConfig, TINY_GEMMA | dict(hidden_act="gelu", attention_bias=True, tie_word_embeddings=False),
+                         [dict(hidden_act="relu")], whole=False),
     "gemma2": Case(Gemma2Config, GEMMA | GEMMA2 | dict(query_pre_attn_scalar=5), [
         dict(query_pre_attn_scalar=8), dict(attn_logit_softcapping=None), dict(final_logit_softcapping=None), dict(sliding_window=9),
         dict(layer_types=["full_attention", "sliding_attention"]), dict(hidden_activation="relu")]),

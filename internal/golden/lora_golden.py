@@ -28,6 +28,9 @@ CASES = {
     "regex": dict(r=3, lora_alpha=8, target_modules=r".*\.0\.self_attn\.[qk]_proj"),
     "default_targets": dict(r=4, lora_alpha=8),
     "head": dict(r=2, lora_alpha=8, target_modules=["v_proj", "lm_head"]),
+    # The scale of Gemma's embedding is of the adapter's part too.
+    "embed": dict(r=2, lora_alpha=8, target_modules=["embed_tokens", "q_proj"]),
+    "fused": dict(r=2, lora_alpha=8, target_modules=["qkv_proj", "gate_up_proj", "o_proj"]),
     # LoRA on an embedding: for a later issue.
     "embed_later": dict(r=2, lora_alpha=8, target_modules=["embed_tokens", "q_proj"]),
 }
@@ -37,6 +40,10 @@ WANTED = {
     "qwen2": ["qv", "seven", "patterns"],
     "qwen3": ["seven", "all_linear_exclude", "rslora"],
     "mistral": ["seven", "layers", "patterns"],
+    "gemma_untied": ["embed"],
+    "gemma2": ["seven", "default_targets"],
+    "gemma3_text": ["all_linear_exclude"],
+    "phi3": ["fused"],
 }
 
 
