@@ -1,0 +1,29 @@
+"""LN tuning, trainable tokens, OFT and BOFT made by peft: see methods.py.
+
+    methods_orthogonal.py OUT_DIR     reads OUT_DIR/families, writes OUT_DIR/methods/MODEL-CASE/
+"""
+import pathlib
+import sys
+
+from methods import make
+from peft import LNTuningConfig
+
+CAUSAL = dict(task_type="CAUSAL_LM")
+
+
+def ln_tuning(root):
+    def case(family, name, **options):
+        make(root, family, "ln_tuning_" + name, LNTuningConfig(**CAUSAL, **options), drawn=(), quiet=True)  # peft warns of norms
+
+    case("llama", "default")
+    case("qwen2", "default")
+    case("llama", "regex", target_modules=r".*layers\.1\..*layernorm", exclude_modules=["input_layernorm"])
+    case("llama", "save_head", target_modules=["norm"], modules_to_save=["lm_head"])
+
+
+def main(root):
+    ln_tuning(root)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
