@@ -28,6 +28,8 @@ type Param struct {
 	Name string
 	// Key is the whole key in the file where it is not "base_model.model." and Name.
 	Key string
+	// OldKeys are names that older files have in place of Name.
+	OldKeys []string
 	// Shape is row-major as in the file.
 	Shape []int
 	// FileShape is the shape in the file if that is smaller: the file holds what is less
@@ -209,7 +211,8 @@ type StepAdapter interface {
 // FileForm is an adapter whose file holds something else than its tensors as they are.
 type FileForm interface {
 	// FileForm returns the configuration and the tensors to write, those of the adapter
-	// being values. It must give a file that [LoadAdapter] reads.
+	// being values: nil for the configuration and the tensors as they are. It must give a
+	// file that [LoadAdapter] reads.
 	FileForm(value func(name string) []float32) (Config, []FileTensor, error)
 }
 
@@ -224,8 +227,8 @@ type FileTensor struct {
 type composite []Adapter
 
 // Compose joins adapters into one, whose tensors and effects are those of all parts.
-// nil parts are left out. The first part speaks for all as [Configured], [Describer] and
-// [FileForm] (which then returns the tensors of all parts).
+// nil parts are left out. The first part speaks for all as [Configured] and [Describer],
+// and its [FileForm] says what configuration is saved; each part saves its own tensors.
 func Compose(parts ...Adapter) Adapter {
 	var c composite
 	for _, part := range parts {

@@ -22,6 +22,16 @@ func baseValues(base site.Base, p site.Parameter) (values []float32, dtype dtype
 	return values, dtype, err
 }
 
+// BaseValues copies a parameter of the base to the host as float32, row-major as stored:
+// for initial values that derive from it.
+func BaseValues(base site.Base, p site.Parameter) ([]float32, error) {
+	values, _, err := baseValues(base, p)
+	if err != nil {
+		return nil, fmt.Errorf("peft: reading the base: %w", err)
+	}
+	return values, nil
+}
+
 // readBase copies a parameter of the base into values.
 func readBase(base site.Base, p site.Parameter, values []float32) (dtype dtypes.DType, err error) {
 	store := base.Store()

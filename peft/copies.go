@@ -134,7 +134,16 @@ func (c *copies) add(base site.Base, p site.Parameter, name, merged string) {
 	c.params = append(c.params, Param{
 		Name: name, Shape: slices.Clone(p.Shape), Init: baseInit(base, p),
 		NoDecay: len(p.Shape) == 1, // biases and norms
+		Group:   groupOf(p.Shape),
 	})
+}
+
+// groupOf is the group in LoRA+ of a parameter of the base.
+func groupOf(shape []int) Group {
+	if len(shape) == 1 {
+		return GroupB
+	}
+	return GroupOther
 }
 
 // replaceModule copies the parameters of a module that shares its weight.

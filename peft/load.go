@@ -163,6 +163,12 @@ func compare(params []Param, file *safetensors.File, base site.Base) (map[string
 		}
 		short := strings.TrimPrefix(p.fileKey(), keyPrefix)
 		wanted[short] = true
+		for _, old := range p.OldKeys {
+			if name, ok := names[old]; ok && names[short] == "" {
+				names[short] = name
+				delete(names, old)
+			}
+		}
 		name, ok := names[short]
 		if !ok {
 			r.Missing = append(r.Missing, p.Name)

@@ -187,16 +187,29 @@ func (na namedAdapter) fileForm() (Config, []FileTensor, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if f, ok := na.parts[0].(FileForm); ok {
-		return f.FileForm(func(name string) []float32 { return values[name] })
-	}
+	config := na.config
 	var list []FileTensor
-	for _, p := range na.adapter.Params() {
-		if !p.Unsaved {
-			list = append(list, FileTensor{Name: p.Name, Key: p.Key, Shape: p.fileShape(), Values: p.crop(values[p.Name])})
+	for i, part := range na.parts {
+		if f, ok := part.(FileForm); ok {
+			changed, tensors, err := f.FileForm(func(name string) []float32 { return values[name] })
+			if err != nil {
+				return nil, nil, err
+			}
+			if tensors != nil {
+				list = append(list, tensors...)
+				if i == 0 && changed != nil {
+					config = changed.WithCommon(na.config.Common())
+				}
+				continue
+			}
+		}
+		for _, p := range part.Params() {
+			if !p.Unsaved {
+				list = append(list, FileTensor{Name: p.Name, Key: p.Key, Shape: p.fileShape(), Values: p.crop(values[p.Name])})
+			}
 		}
 	}
-	return na.config, list, nil
+	return config, list, nil
 }
 
 // readBack compares what lies on the disk with what was meant to.
