@@ -17,6 +17,8 @@ type adapter struct {
 	byWeight map[string]layer
 	params   []peft.Param
 	patterns []peft.PatternCount
+	// parameters are adapted as such; nil without any.
+	parameters *parameters
 	// maxRank is what the adapter is laid out for, 0 for its own ranks, see pad.
 	maxRank int
 }
@@ -36,12 +38,20 @@ func attach(c LoraConfig, base site.Base) (*adapter, error) {
 	}
 	if c.TargetModules.IsZero() {
 		targets, ok := DefaultTargets(base.ModelType())
-		if !ok {
+		if !ok && len(c.TargetParameters) == 0 {
 			return nil, fmt.Errorf("no default target modules for model_type %q: set TargetModules", base.ModelType())
 		}
 		c.TargetModules, allowed = targets, max(allowed, peft.TargetsUnused)
 	}
-	targets, counts, err := c.selection().Match(modules, allowed)
+	var targets []site.Module
+	var counts []peft.PatternCount
+	if !c.onlyParameters() {
+		var err error
+		if targets, counts, err = c.selection().Match(modules, allowed); err != nil {
+			return nil, err
+		}
+	}
+	parameters, err := matchParameters(c, base, targets)
 	if err != nil {
 		return nil, err
 	}
@@ -52,6 +62,9 @@ func attach(c LoraConfig, base site.Base) (*adapter, error) {
 			return nil, fmt.Errorf("target module %q is a %s, want a linear layer or an embedding", m.Path, m.Kind)
 		}
 		paths[i] = m.Path
+	}
+	for _, p := range parameters {
+		paths = append(paths, p.Name)
 	}
 	ranks, rankCounts, rankErr := c.RankPattern.Values("rank_pattern", paths, float64(c.R), c.Reading())
 	alphas, alphaCounts, alphaErr := c.AlphaPattern.Values("alpha_pattern", paths, c.LoraAlpha, c.Reading())
@@ -66,10 +79,20 @@ func attach(c LoraConfig, base site.Base) (*adapter, error) {
 		a.layers[m.Path], a.byWeight[peft.OwnWeight(m)] = l, l
 		a.params = append(a.params, l.params(c.InitLoraWeights)...)
 	}
+	n := len(targets)
+	a.parameters = newParameters(c, parameters, ranks[n:], alphas[n:])
 	if n := c.MaxRank(); n > 0 {
+		if a.parameters != nil {
+			return nil, errors.New("target_parameters cannot be padded to a MaxRank")
+		}
 		return a, a.pad(n)
 	}
 	return a, nil
+}
+
+// onlyParameters reports whether no module is adapted, but parameters are.
+func (c LoraConfig) onlyParameters() bool {
+	return len(c.TargetParameters) > 0 && len(c.TargetModules.Names()) == 0 && c.TargetModules.Pattern() == "" && !c.TargetModules.IsAllLinear()
 }
 
 // complete fills in what follows from the base, so that the saved configuration

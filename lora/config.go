@@ -42,6 +42,13 @@ type LoraConfig struct {
 	// [peft.CopyModules]. For a classifier its head is added, see
 	// [peft.PeftConfig.SavedModules].
 	ModulesToSave peft.Strings `json:"modules_to_save"`
+	// TargetParameters are parameters of two or three axes that are adapted as such, by
+	// name ("mlp.experts.down_proj"): experts' weights, which are no modules.
+	TargetParameters peft.Strings `json:"target_parameters"`
+	// LayerReplication builds the base with the layers of these ranges [from, to), one
+	// after the other, each with an adapter of its own: [[0, 4], [2, 5]] makes seven
+	// layers of five. Such an adapter cannot be merged. nil: the layers as they are.
+	LayerReplication [][2]int `json:"layer_replication"`
 	// RankPattern and AlphaPattern give modules their own R and LoraAlpha.
 	RankPattern  peft.Patterns `json:"rank_pattern"`
 	AlphaPattern peft.Patterns `json:"alpha_pattern"`
@@ -102,6 +109,9 @@ func (i *Init) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
+// LayerRanges implements [peft.Replicating].
+func (c LoraConfig) LayerRanges() [][2]int { return c.LayerReplication }
+
 // PeftType implements [peft.Config].
 func (c LoraConfig) PeftType() string { return PeftType }
 
@@ -146,8 +156,12 @@ func (c LoraConfig) validate() error {
 	if err := c.checkInit(); err != nil {
 		return err
 	}
+	var selection error
+	if !c.onlyParameters() {
+		selection = c.selection().Validate()
+	}
 	return errors.Join(
-		c.selection().Validate(),
+		selection,
 		c.RankPattern.Check("rank_pattern", func(v float64) bool { return v >= 1 && v <= maxRank && v == math.Trunc(v) }, "a rank of at least 1"),
 		c.AlphaPattern.Check("alpha_pattern", func(v float64) bool { return v != 0 }, "a finite number other than 0"),
 		c.checkOther(),
@@ -201,5 +215,9 @@ func (c LoraConfig) Attach(base site.Base) (peft.Adapter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lora: %w", err)
 	}
-	return peft.Compose(a, saved), nil
+	parts := []peft.Adapter{a, saved}
+	if a.parameters != nil {
+		parts = append(parts, a.parameters)
+	}
+	return peft.Compose(parts...), nil
 }

@@ -10,10 +10,11 @@ import (
 
 func TestConformance(t *testing.T) {
 	for name, s := range map[string]pefttest.Suite{
-		"plain":           {Config: lora.LoraConfig{R: 2}},
-		"all and rslora":  {Config: lora.LoraConfig{R: 4, UseRSLoRA: true, TargetModules: peft.AllLinear}},
-		"random":          {Config: lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom}, NotIdentity: true},
-		"modules_to_save": {Config: lora.LoraConfig{R: 2, ModulesToSave: peft.Strings{"lm_head", "norm"}}, Alone: true},
+		"plain":             {Config: lora.LoraConfig{R: 2}},
+		"all and rslora":    {Config: lora.LoraConfig{R: 4, UseRSLoRA: true, TargetModules: peft.AllLinear}},
+		"random":            {Config: lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom}, NotIdentity: true},
+		"modules_to_save":   {Config: lora.LoraConfig{R: 2, ModulesToSave: peft.Strings{"lm_head", "norm"}}, Alone: true},
+		"target_parameters": {Config: lora.LoraConfig{R: 2, TargetModules: peft.Modules("v_proj"), TargetParameters: []string{"q_proj.weight"}}},
 	} {
 		t.Run(name, func(t *testing.T) { pefttest.Run(t, s) })
 	}

@@ -26,7 +26,6 @@ var others = []other{
 	{"ensure_weight_tying", "false", nil},
 	{"eva_config", "null", []string{"*"}}, // for init_lora_weights="eva"
 	{"kasa_config", "null", nil},
-	{"layer_replication", "null", []string{"[]"}},
 	{"loftq_config", "{}", []string{"*"}}, // for init_lora_weights="loftq"
 	{"lora_bias", "false", nil},
 	{"lora_ga_config", "null", []string{"*"}},  // for init_lora_weights="lora_ga"
@@ -34,7 +33,6 @@ var others = []other{
 	{"megatron_core", `"megatron.core"`, []string{"*"}},
 	{"monteclora_config", "null", nil},
 	{"qalora_group_size", "16", []string{"*"}}, // for use_qalora
-	{"target_parameters", "null", []string{"[]"}},
 	{"trainable_token_indices", "null", []string{"[]", "{}"}},
 	{"use_bdlora", "null", []string{"false"}},
 	{"use_dora", "false", nil},

@@ -145,6 +145,9 @@ type Parameter struct {
 	Name string
 	// Shape is the checkpoint's shape, row-major.
 	Shape []int
+	// Transposed is true for experts' weights of three axes that are stored
+	// [experts, in, out], not [experts, out, in].
+	Transposed bool
 }
 
 // Size returns the number of elements.

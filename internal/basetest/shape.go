@@ -3,6 +3,7 @@ package basetest
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
@@ -14,7 +15,9 @@ import (
 // Shape is a base without values: it can be planned on, not run.
 type Shape struct {
 	Type, Path string
-	modules    []site.Module
+	// Bare are parameters beside those of modules.
+	Bare    []site.Parameter
+	modules []site.Module
 }
 
 var _ site.Base = (*Shape)(nil)
@@ -42,7 +45,7 @@ func (s *Shape) Modules() []site.Module { return s.modules }
 
 // Parameters implements [site.Base].
 func (s *Shape) Parameters() []site.Parameter {
-	var out []site.Parameter
+	out := slices.Clone(s.Bare)
 	for _, m := range s.modules {
 		if m.TiedTo != "" {
 			continue
