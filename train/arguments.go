@@ -59,7 +59,7 @@ type Arguments struct {
 	AdamBeta1, AdamBeta2, AdamEpsilon float64
 	// MaxGradNorm is the global norm that gradients are clipped to. 0: 1; negative: no clipping.
 	MaxGradNorm float64
-	// Loss is what is minimised. nil: [CausalLM].
+	// Loss is what is minimised. nil: [CausalLM], or [Classification] for a classifier.
 	Loss Loss
 	// GradientCheckpointing computes each block again in the backward pass instead of
 	// keeping its activations: less memory, about a third more work.

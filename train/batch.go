@@ -5,10 +5,14 @@ import "fmt"
 // Batch is one batch of token sequences, padded to one length.
 type Batch struct {
 	Rows, Length int
-	// IDs and Labels are [Rows, Length], row-major. Labels[i] is the token that IDs[i]
-	// itself should be (as in Hugging Face: the loss shifts them by one), or
-	// [IgnoreIndex] where nothing is to be learned.
-	IDs, Labels []int32
+	// IDs are [Rows, Length], row-major.
+	IDs []int32
+	// Labels are what Kind says, or [IgnoreIndex] where nothing is to be learned: of
+	// [LabelNextToken] [Rows, Length], where Labels[i] is the token that IDs[i] itself
+	// should be (as in Hugging Face: the loss shifts them by one); of [LabelToken]
+	// [Rows, Length] classes of the tokens; of [LabelRow] [Rows] classes.
+	Labels []int32
+	Kind   LabelKind
 	// Positions and Segments are [Rows, Length] or nil; see site.Tokens.
 	Positions, Segments []int32
 	// RowOffset is the index of the first row within the whole optimizer step's
@@ -19,16 +23,12 @@ type Batch struct {
 // IgnoreIndex is the label that takes no part in the loss.
 const IgnoreIndex = -100
 
-// Targets counts the tokens that take part in the loss: labels after the first
-// token of each row that are not [IgnoreIndex].
+// Targets counts the labels that take part in the loss: those that are not
+// [IgnoreIndex], and of [LabelNextToken] not the first of a row.
 func (b Batch) Targets() int {
-	n := 0
+	n, width := 0, b.Kind.width(b.Length)
 	for r := range b.Rows {
-		for _, label := range b.Labels[r*b.Length+1 : (r+1)*b.Length] {
-			if label != IgnoreIndex {
-				n++
-			}
-		}
+		n += b.Kind.targets(b.Labels[r*width : (r+1)*width])
 	}
 	return n
 }
@@ -41,7 +41,7 @@ func (b Batch) validate() error {
 	if b.Rows <= 0 || b.Length < 2 {
 		return fmt.Errorf("train: batch of %d rows of %d tokens", b.Rows, b.Length)
 	}
-	if len(b.IDs) != n || len(b.Labels) != n {
+	if len(b.IDs) != n || len(b.Labels) != b.Rows*b.Kind.width(b.Length) {
 		return fmt.Errorf("train: batch of %d x %d: %d ids and %d labels", b.Rows, b.Length, len(b.IDs), len(b.Labels))
 	}
 	for _, optional := range [][]int32{b.Positions, b.Segments} {

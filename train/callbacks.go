@@ -29,8 +29,9 @@ type Event struct {
 	Epoch          float64
 	// Loss, GradNorm and LearningRate are those of the step, for EventStep.
 	Loss, GradNorm, LearningRate float64
-	// EvalLoss is the mean loss of a target, for EventEvaluate.
-	EvalLoss float64
+	// EvalLoss is the mean loss of a target, EvalAccuracy [Evaluation.Accuracy], for
+	// EventEvaluate.
+	EvalLoss, EvalAccuracy float64
 	// Checkpoint is the folder, for EventSave.
 	Checkpoint string
 }

@@ -36,22 +36,30 @@ func bucketsFor(longest, limit int, given []int) ([]int, error) {
 
 // collate pads examples on the right to the shortest bucket that holds the
 // longest of them, and adds rows of padding up to rows. See [Sampler.Next].
-func collate(examples []Example, rows int, buckets []int) Batch {
+func collate(examples []Example, kind LabelKind, rows int, buckets []int) Batch {
 	longest, packed := 0, false
 	for _, e := range examples {
 		longest = max(longest, len(e.IDs))
 		packed = packed || e.Starts != nil
 	}
 	i, _ := slices.BinarySearch(buckets, longest)
-	b := Batch{Rows: rows, Length: buckets[i]}
-	n := b.Rows * b.Length
-	b.IDs, b.Labels = make([]int32, n), slices.Repeat([]int32{IgnoreIndex}, n)
+	b := Batch{Rows: rows, Length: buckets[i], Kind: kind}
+	n, width := b.Rows*b.Length, kind.width(b.Length)
+	b.IDs, b.Labels = make([]int32, n), slices.Repeat([]int32{IgnoreIndex}, b.Rows*width)
 	if packed {
 		b.Positions, b.Segments = make([]int32, n), make([]int32, n)
 	}
+	if kind != LabelNextToken {
+		b.Segments = make([]int32, n)
+	}
 	for r, e := range examples {
 		copy(b.IDs[r*b.Length:], e.IDs)
-		copy(b.Labels[r*b.Length:], e.Labels)
+		copy(b.Labels[r*width:], e.Labels)
+		if kind != LabelNextToken {
+			for i := range e.IDs {
+				b.Segments[r*b.Length+i] = 1
+			}
+		}
 		if packed {
 			numberSegments(e, b.Positions[r*b.Length:], b.Segments[r*b.Length:])
 		}

@@ -2,6 +2,7 @@ package train
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -14,32 +15,26 @@ type Example struct {
 	IDs []int32
 	// Labels holds for each token that token itself where it is to be learned and
 	// [IgnoreIndex] where it is not. The first label never counts: nothing stands
-	// before it to predict it from.
+	// before it to predict it from. In data for a classifier it holds the class of each
+	// token, or the one class of the whole row, see [LabelKind].
 	Labels []int32
 	// Starts holds the index of the first token of each sequence that was packed
 	// into this one, so that Starts[0] is 0. nil: one sequence, not packed.
 	Starts []int
 }
 
-// targets counts the tokens that take part in the loss.
-func (e Example) targets() int {
-	n := 0
-	for _, label := range e.Labels[min(1, len(e.Labels)):] {
-		if label != IgnoreIndex {
-			n++
-		}
-	}
-	return n
-}
-
-func (e Example) validate() error {
-	if len(e.IDs) != len(e.Labels) {
-		return fmt.Errorf("%d ids and %d labels", len(e.IDs), len(e.Labels))
+func (e Example) validate(kind LabelKind) error {
+	if err := kind.check(len(e.Labels), len(e.IDs)); err != nil {
+		return err
 	}
 	for i, id := range e.IDs {
-		if label := e.Labels[i]; id < 0 || label < 0 && label != IgnoreIndex {
+		label := e.Labels[min(i, len(e.Labels)-1)]
+		if id < 0 || label < 0 && label != IgnoreIndex {
 			return fmt.Errorf("token %d: id %d, label %d; want ids of 0 or more, labels the same or %d", i, id, label, IgnoreIndex)
 		}
+	}
+	if kind != LabelNextToken && e.Starts != nil {
+		return errors.New("rows of classes cannot be packed")
 	}
 	for i, start := range e.Starts {
 		if i == 0 && start != 0 || i > 0 && start <= e.Starts[i-1] || start >= len(e.IDs) {
@@ -86,6 +81,13 @@ type Dataset struct {
 	fixed    bool  // the buckets are the caller's choice
 	report   Report
 	hash     func() uint64
+	labelling
+}
+
+// labelling says what the labels of a data set are.
+type labelling struct {
+	kind    LabelKind
+	classes []string
 }
 
 // NewDataset makes a data set of examples that are already tokenised. Examples
@@ -93,7 +95,7 @@ type Dataset struct {
 // remains, or one is malformed, that is an error. For
 // how rows are padded see [Sampler.Next].
 func NewDataset(examples []Example) (*Dataset, error) {
-	d, err := newDataset(examples, Report{}, nil, 0)
+	d, err := newDataset(examples, labelling{}, Report{}, nil, 0)
 	if err != nil {
 		return nil, fmt.Errorf("train: new data set: %w", err)
 	}
@@ -102,14 +104,14 @@ func NewDataset(examples []Example) (*Dataset, error) {
 
 // newDataset adds to the report, which brings the count of what was truncated.
 // For buckets and limit see bucketsFor.
-func newDataset(examples []Example, report Report, buckets []int, limit int) (*Dataset, error) {
+func newDataset(examples []Example, labels labelling, report Report, buckets []int, limit int) (*Dataset, error) {
 	kept := make([]Example, 0, len(examples))
 	for i, e := range examples {
-		if err := e.validate(); err != nil {
+		if err := e.validate(labels.kind); err != nil {
 			return nil, fmt.Errorf("example %d: %w", i, err)
 		}
-		targets := e.targets()
-		if targets == 0 {
+		targets := labels.kind.targets(e.Labels)
+		if targets == 0 || len(e.IDs) == 0 {
 			report.Dropped++
 			continue
 		}
@@ -125,7 +127,7 @@ func newDataset(examples []Example, report Report, buckets []int, limit int) (*D
 		}
 		return nil, fmt.Errorf("none of the %d examples has anything to learn (empty, or prompts as long as the maximum length)", report.Dropped)
 	}
-	d := &Dataset{examples: kept, report: report, fixed: buckets != nil}
+	d := &Dataset{examples: kept, report: report, fixed: buckets != nil, labelling: labels}
 	d.hash = sync.OnceValue(d.contentHash)
 	longest := len(slices.MaxFunc(kept, func(a, b Example) int { return cmp.Compare(len(a.IDs), len(b.IDs)) }).IDs)
 	var err error
@@ -139,7 +141,7 @@ func (d *Dataset) subset(indices []int) (*Dataset, error) {
 	for i, index := range indices {
 		examples[i] = d.examples[index]
 	}
-	sub, err := newDataset(examples, Report{}, d.buckets, 0)
+	sub, err := newDataset(examples, d.labelling, Report{}, d.buckets, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +157,12 @@ func (d *Dataset) Example(i int) Example { return d.examples[i] }
 
 // Buckets returns the lengths that batches are padded to, ascending.
 func (d *Dataset) Buckets() []int { return slices.Clone(d.buckets) }
+
+// Kind says what the labels are of.
+func (d *Dataset) Kind() LabelKind { return d.kind }
+
+// Classes are the names of the classes that labels count; nil where they have none.
+func (d *Dataset) Classes() []string { return slices.Clone(d.classes) }
 
 // Report says how many examples the data set holds and what was left out. The
 // parts of a [Dataset.Split] count only what they hold.
@@ -191,10 +199,13 @@ func (d *Dataset) contentHash() uint64 {
 	for _, b := range d.buckets {
 		h.add(uint64(b))
 	}
+	if d.kind != LabelNextToken {
+		h.add(uint64(d.kind))
+	}
 	for _, e := range d.examples {
 		h.add(uint64(len(e.IDs)), uint64(len(e.Starts)))
 		for i, id := range e.IDs {
-			h.add(uint64(uint32(id))<<32 | uint64(uint32(e.Labels[i])))
+			h.add(uint64(uint32(id))<<32 | uint64(uint32(e.Labels[min(i, len(e.Labels)-1)])))
 		}
 		for _, start := range e.Starts {
 			h.add(uint64(start))

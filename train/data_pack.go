@@ -2,6 +2,7 @@ package train
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -22,6 +23,9 @@ func (d *Dataset) Pack(length int) (*Dataset, error) {
 	if length < 2 {
 		return nil, fmt.Errorf("train: pack: rows of %d tokens, want 2 or more", length)
 	}
+	if d.kind != LabelNextToken {
+		return nil, errors.New("train: pack: rows of classes cannot be packed")
+	}
 	var rows []Example
 	for window := range slices.Chunk(d.examples, packWindow) {
 		for i, e := range window {
@@ -39,7 +43,7 @@ func (d *Dataset) Pack(length int) (*Dataset, error) {
 	if d.fixed {
 		buckets = d.buckets
 	}
-	packed, err := newDataset(rows, report, buckets, 0)
+	packed, err := newDataset(rows, d.labelling, report, buckets, 0)
 	if err != nil {
 		return nil, fmt.Errorf("train: pack: %w", err)
 	}

@@ -75,7 +75,8 @@ func (s *Sampler) BatchesPerEpoch() int {
 // which every vocabulary has, and the label [IgnoreIndex]; it comes after all
 // tokens, so that causal attention never sees it. Positions and Segments are nil
 // but for packed data, where positions restart with every example and segments
-// count 1, 2, ... in each row, with 0 for padding.
+// count 1, 2, ... in each row, with 0 for padding. Data for classifiers, which see
+// what comes after a token, has segments too: 1, and 0 for padding.
 func (s *Sampler) Next() (Batch, bool) {
 	if s.cursor >= s.BatchesPerEpoch() {
 		s.epoch, s.cursor, s.order = s.epoch+1, 0, nil
@@ -91,7 +92,7 @@ func (s *Sampler) Next() (Batch, bool) {
 	for _, i := range s.order[first:min(first+size, len(s.order))] {
 		rows = append(rows, s.data.examples[i])
 	}
-	return collate(rows, size, s.data.buckets), true
+	return collate(rows, s.data.kind, size, s.data.buckets), true
 }
 
 // State returns the place after the last batch that Next returned.

@@ -57,7 +57,7 @@ func readJSONL(r io.Reader, name string, tok Tokenizer, options DataOptions) (*D
 
 // finishDataset makes the data set of one file.
 func finishDataset(name string, examples []Example, report Report, options DataOptions) (*Dataset, error) {
-	d, err := newDataset(examples, report, options.Buckets, options.MaxLength)
+	d, err := newDataset(examples, labelling{}, report, options.Buckets, options.MaxLength)
 	if err == nil && options.Packing {
 		d, err = d.Pack(options.MaxLength)
 	}

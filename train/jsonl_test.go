@@ -215,7 +215,7 @@ func FuzzParseRecord(f *testing.F) {
 			}
 			e, _, err := labeler{wordTokenizer{}, DataOptions{MaxLength: 64}}.example(format.kind, s)
 			if err == nil {
-				require.NoError(t, e.validate())
+				require.NoError(t, e.validate(LabelNextToken))
 				require.LessOrEqual(t, len(e.IDs), 64)
 			}
 		}

@@ -48,6 +48,8 @@ type StepLog struct {
 type EvalLog struct {
 	// EvalLoss is the mean loss of a target of the held-out data, in nats.
 	EvalLoss float64 `json:"eval_loss"`
+	// EvalAccuracy is the part of the targets that were hit, see [Counted]. 0 is not written.
+	EvalAccuracy float64 `json:"eval_accuracy,omitempty"`
 }
 
 func (r LogRecord) validate() error {
@@ -66,7 +68,7 @@ func (r LogRecord) validate() error {
 			check("grad_norm", s.GradNorm), check("tokens_per_second", s.TokensPerSecond))
 	}
 	if e := r.EvalLog; e != nil {
-		err = errors.Join(err, check("eval_loss", e.EvalLoss))
+		err = errors.Join(err, check("eval_loss", e.EvalLoss), check("eval_accuracy", e.EvalAccuracy))
 	}
 	return err
 }

@@ -1,6 +1,8 @@
 package train
 
 import (
+	"errors"
+
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/graph"
@@ -34,13 +36,18 @@ type RowGroups interface {
 type BatchNodes struct {
 	site.Tokens
 	// Targets, [batch, length] int32, is the token to be predicted after each
-	// position, or [IgnoreIndex]: the labels shifted by one.
+	// position, or [IgnoreIndex]: the labels shifted by one. For a classifier it is the
+	// class of each token, or, [batch], of each row.
 	Targets *graph.Node
 }
 
 // Run is a model in a graph under construction, as a [Loss] sees it.
 type Run struct {
+	Base site.Base
+	// Model is the base as a language model, nil if it is none.
 	Model site.LanguageModel
+	// Classifier is the base as a classifier, nil if it is none.
+	Classifier site.Classifier
 	// Pass has the adapters in training as its hook.
 	Pass *site.Pass
 	// Gradient is false in evaluation: the loss need not prepare a gradient.
@@ -50,7 +57,14 @@ type Run struct {
 // Frozen returns the run without adapters and without dropout: the base itself,
 // as a reference model.
 func (r *Run) Frozen() *Run {
-	return &Run{Model: r.Model, Pass: &site.Pass{Graph: r.Pass.Graph, DType: r.Pass.DType}}
+	return newRun(r.Base, &site.Pass{Graph: r.Pass.Graph, DType: r.Pass.DType}, false)
+}
+
+func newRun(base site.Base, pass *site.Pass, gradient bool) *Run {
+	r := &Run{Base: base, Pass: pass, Gradient: gradient}
+	r.Model, _ = base.(site.LanguageModel)
+	r.Classifier, _ = base.(site.Classifier)
+	return r
 }
 
 // CausalLM is the cross entropy of the next token, in float32. The logits of a
@@ -63,6 +77,9 @@ type CausalLM struct {
 
 // Loss implements [Loss].
 func (c CausalLM) Loss(r *Run, b BatchNodes) (sum, count *graph.Node) {
+	if r.Model == nil {
+		panic(errors.New("train: the causal loss needs a language model"))
+	}
 	hidden := r.Model.Hidden(r.Pass, b.Tokens)
 	features := hidden.Shape().Dim(-1)
 	x := graph.Reshape(hidden, -1, features)

@@ -31,9 +31,10 @@ func (b Batch) split(parts, together int) []Batch {
 			}
 			return values[from*b.Length : to*b.Length]
 		}
+		width := b.Kind.width(b.Length)
 		out = append(out, Batch{
 			Rows: to - from, Length: b.Length, RowOffset: b.RowOffset + from,
-			IDs: rows(b.IDs), Labels: rows(b.Labels), Positions: rows(b.Positions), Segments: rows(b.Segments),
+			IDs: rows(b.IDs), Labels: b.Labels[from*width : to*width], Kind: b.Kind, Positions: rows(b.Positions), Segments: rows(b.Segments),
 		})
 	}
 	return out

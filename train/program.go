@@ -19,7 +19,7 @@ import (
 //	fused:     values, m, v, constants, scalars, random, batch -> values, m, v, stepped, [sum, count, norm]
 //	gradients: values, constants, sums, [sum, count], random, batch -> sums, [sum, count]
 //	apply:     values, m, v, constants, scalars, sums, [sum, count] -> values, m, v, stepped, [sum, count, norm]
-//	evaluate:  values, constants, random, batch -> [sum, count]
+//	evaluate:  values, constants, random, batch -> [sum, count, hits]
 //
 // values and then constants are the arguments of the view: what is trained, and what is
 // not; the first of the constants are those that a peft.StepAdapter changes: stepped.
@@ -39,13 +39,13 @@ func (in *inputs) one() *graph.Node { return in.take(1)[0] }
 func (s *stepper) run(arguments []*graph.Node, random *graph.Node, gradient bool) (*Run, *peft.Binding) {
 	binding := s.bind(arguments)
 	g := random.Graph()
-	pass := &site.Pass{Graph: g, DType: s.lm.DType(), Hook: binding}
+	pass := &site.Pass{Graph: g, DType: s.base.DType(), Hook: binding}
 	if gradient {
 		at := func(i int) *graph.Node { return graph.Reshape(graph.Slice(random, graph.AxisElem(i))) }
 		pass.Checkpoint = s.config.checkpoint
 		pass.Random = &site.Random{Seed: at(0), Step: at(1), MicroStep: at(2), RowOffset: at(3)}
 	}
-	return &Run{Model: s.lm, Pass: pass, Gradient: gradient}, binding
+	return newRun(s.base, pass, gradient), binding
 }
 
 func (s *stepper) bind(arguments []*graph.Node) *peft.Binding {
@@ -182,8 +182,12 @@ func (s *stepper) evaluateGraph(v variant) graphFunc {
 	return func(in inputs) []*graph.Node {
 		arguments, random := in.take(len(s.large)+s.numConstants), in.one()
 		r, _ := s.run(arguments, random, false)
+		if loss, ok := s.config.loss.(Counted); ok {
+			sum, count, hits := loss.LossAndHits(r, v.batch(&in))
+			return []*graph.Node{graph.Stack([]*graph.Node{sum, count, hits}, 0)}
+		}
 		sum, count := s.config.loss.Loss(r, v.batch(&in))
-		return []*graph.Node{graph.Stack([]*graph.Node{sum, count}, 0)}
+		return []*graph.Node{graph.Stack([]*graph.Node{sum, count, graph.ZerosLike(sum)}, 0)}
 	}
 }
 
@@ -193,8 +197,8 @@ type graphFunc func(in inputs) []*graph.Node
 // call with new shapes. Panics of build are turned into panics of an error value:
 // after any other, GoMLX leaves concurrent callers waiting for the graph forever.
 func (s *stepper) exec(name string, build graphFunc) (*model.Exec, error) {
-	store := s.lm.Store()
-	exec, err := model.NewExec(s.lm.Backend(), store, func(_ *model.Scope, in []*graph.Node) []*graph.Node {
+	store := s.base.Store()
+	exec, err := model.NewExec(s.base.Backend(), store, func(_ *model.Scope, in []*graph.Node) []*graph.Node {
 		var out []*graph.Node
 		err := graphx.Try(func() error {
 			out = build(in)

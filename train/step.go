@@ -36,7 +36,7 @@ type stepConfig struct {
 // stepper makes optimizer steps on the active adapters of a model.
 type stepper struct {
 	pm     *peft.PeftModel
-	lm     site.LanguageModel
+	base   tokenBase
 	config stepConfig
 	// layouts are those of the trained adapters.
 	layouts []*peft.Layout
@@ -74,21 +74,21 @@ type stepResult struct {
 }
 
 func newStepper(pm *peft.PeftModel, config stepConfig) (*stepper, error) {
-	lm := pm.LanguageModel()
-	if lm == nil {
-		return nil, errors.New("train: the base is not a language model")
+	base, ok := pm.Base().(tokenBase)
+	if _, classifier := pm.Base().(site.Classifier); !ok || pm.LanguageModel() == nil && !classifier {
+		return nil, errors.New("train: the base is neither a language model nor a classifier")
 	}
 	if len(pm.Active()) == 0 {
 		return nil, errors.New("train: the model view has no active adapter, so nothing to train")
 	}
 	if config.loss == nil {
-		config.loss = CausalLM{}
+		config.loss = defaultLoss(base)
 	}
 	if err := config.adamw.Validate(); err != nil {
 		return nil, err
 	}
 	config.adamw = config.adamw.withDefaults()
-	s := &stepper{pm: pm, lm: lm, config: config, together: 1, execs: map[programKey]*model.Exec{}}
+	s := &stepper{pm: pm, base: base, config: config, together: 1, execs: map[programKey]*model.Exec{}}
 	if groups, ok := config.loss.(RowGroups); ok {
 		if s.together = groups.RowsTogether(); s.together < 0 {
 			return nil, fmt.Errorf("train: loss %T keeps %d rows together, want 0 or more", config.loss, s.together)
@@ -248,14 +248,21 @@ func (s *stepper) gradients(st *state, sums []*tensors.Tensor, b Batch) ([]*tens
 	return s.inParts(sums, b, call)
 }
 
-// evaluate returns the sum of the loss over a batch's targets, without dropout.
-func (s *stepper) evaluate(arguments []*tensors.Tensor, b Batch) (sum float64, targets int, err error) {
+// evaluated is what an evaluation of a batch gives: the sum of the loss over its
+// targets, their number, and how many of them were hit.
+type evaluated struct {
+	sum, hits float64
+	targets   int
+}
+
+// evaluate runs a batch without dropout.
+func (s *stepper) evaluate(arguments []*tensors.Tensor, b Batch) (evaluated, error) {
 	if err := b.validate(); err != nil {
-		return 0, 0, err
+		return evaluated{}, err
 	}
 	exec, err := s.program("evaluate", variantOf(b), s.evaluateGraph(variantOf(b)))
 	if err != nil {
-		return 0, 0, fmt.Errorf("train: evaluation: %w", err)
+		return evaluated{}, fmt.Errorf("train: evaluation: %w", err)
 	}
 	pieces := b.split(max(1, s.config.parts), s.together)
 	reports := make([][]float64, len(pieces))
@@ -270,13 +277,15 @@ func (s *stepper) evaluate(arguments []*tensors.Tensor, b Batch) (sum float64, t
 		return err
 	})
 	if err != nil {
-		return 0, 0, fmt.Errorf("train: evaluation: %w", err)
+		return evaluated{}, fmt.Errorf("train: evaluation: %w", err)
 	}
+	var e evaluated
 	for _, report := range reports {
-		sum += report[0]
-		targets += int(report[1])
+		e.sum += report[0]
+		e.targets += int(report[1])
+		e.hits += report[2]
 	}
-	return sum, targets, nil
+	return e, nil
 }
 
 func (s *stepper) program(kind string, v variant, build graphFunc) (*model.Exec, error) {
@@ -322,7 +331,7 @@ func (s *stepper) update(exec *model.Exec, st *state, rest []any) ([]*tensors.Te
 		if !s.large[i%len(s.large)] || (st.shared && i < len(s.large)) {
 			continue
 		}
-		if arguments[i], err = graph.DonateTensorBuffer(t, s.lm.Backend(), 0); err != nil {
+		if arguments[i], err = graph.DonateTensorBuffer(t, s.base.Backend(), 0); err != nil {
 			st.lost = true
 			return nil, errors.Join(errStateLost, err)
 		}
@@ -361,19 +370,30 @@ func (s *stepper) random(step, rowOffset int) []uint32 {
 
 // batchTensors shifts the labels into targets and makes the batch's tensors.
 func batchTensors(b Batch) []*tensors.Tensor {
+	out := []*tensors.Tensor{tensors.FromFlatDataAndDimensions(b.IDs, b.Rows, b.Length), targetTensor(b)}
+	for _, values := range [][]int32{b.Positions, b.Segments} {
+		if values != nil {
+			out = append(out, tensors.FromFlatDataAndDimensions(values, b.Rows, b.Length))
+		}
+	}
+	return out
+}
+
+// targetTensor is BatchNodes.Targets of a batch.
+func targetTensor(b Batch) *tensors.Tensor {
+	switch b.Kind {
+	case LabelRow:
+		return tensors.FromFlatDataAndDimensions(b.Labels, b.Rows)
+	case LabelToken:
+		return tensors.FromFlatDataAndDimensions(b.Labels, b.Rows, b.Length)
+	}
 	targets := make([]int32, len(b.Labels))
 	for r := range b.Rows {
 		row := targets[r*b.Length : (r+1)*b.Length]
 		copy(row, b.Labels[r*b.Length+1:(r+1)*b.Length])
 		row[b.Length-1] = IgnoreIndex
 	}
-	out := make([]*tensors.Tensor, 0, 4)
-	for _, values := range [][]int32{b.IDs, targets, b.Positions, b.Segments} {
-		if values != nil {
-			out = append(out, tensors.FromFlatDataAndDimensions(values, b.Rows, b.Length))
-		}
-	}
-	return out
+	return tensors.FromFlatDataAndDimensions(targets, b.Rows, b.Length)
 }
 
 func readAndFree(t *tensors.Tensor) ([]float64, error) {

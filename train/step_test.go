@@ -86,10 +86,10 @@ func TestLossMatchesPlainAutodiff(t *testing.T) {
 					requireClose(t, want, got, 2e-6, "chunk ", chunk)
 					require.InEpsilon(t, wantLoss, loss, 1e-6)
 					require.Equal(t, wantCount, count)
-					sum, n, err := s.evaluate(st.values, batch)
+					eval, err := s.evaluate(st.values, batch)
 					require.NoError(t, err)
-					require.InEpsilon(t, wantLoss, sum, 1e-6)
-					require.Equal(t, batch.Targets(), n)
+					require.InEpsilon(t, wantLoss, eval.sum, 1e-6)
+					require.Equal(t, batch.Targets(), eval.targets)
 				}
 			}
 		})
@@ -399,7 +399,7 @@ func TestPanicsBecomeErrors(t *testing.T) {
 		s, st := newTestStepper(t, pm, stepConfig{loss: panickingLoss{}, parts: parts})
 		_, err := s.step(t.Context(), st, []Batch{toyBatch(4, 8, 1)}, 1e-2)
 		require.ErrorContains(t, err, "no such node")
-		_, _, err = s.evaluate(st.values, toyBatch(4, 8, 1))
+		_, err = s.evaluate(st.values, toyBatch(4, 8, 1))
 		require.ErrorContains(t, err, "no such node")
 	}
 }

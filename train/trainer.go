@@ -10,6 +10,7 @@ import (
 
 	"github.com/gopeft/gopeft/internal/backend"
 	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/site"
 )
 
 // Trainer trains the active adapters of a model on a data set. It may be used for
@@ -41,6 +42,12 @@ func NewTrainer(pm *peft.PeftModel, data *Dataset, args Arguments) (*Trainer, er
 	if info, err := os.Stat(args.OutputDir); err == nil && !info.IsDir() {
 		return nil, fmt.Errorf("train: output folder %q: it is a file, want a folder", args.OutputDir)
 	}
+	if args.Loss == nil {
+		args.Loss = defaultLoss(pm.Base())
+	}
+	if err := checkLoss(pm.Base(), args.Loss); err != nil {
+		return nil, err
+	}
 	t := &Trainer{pm: pm, data: data, args: args.withDefaults(), plotLoss: PlotLoss}
 	t.base = sync.OnceValues(func() (baseState, error) { return describeBase(pm.Base()) })
 	if err := t.plan(); err != nil {
@@ -61,7 +68,7 @@ func NewTrainer(pm *peft.PeftModel, data *Dataset, args Arguments) (*Trainer, er
 		return nil, err
 	}
 	for name, d := range map[string]*Dataset{"data set": data, "EvalDataset": args.EvalDataset} {
-		if err := t.checkTokens(d); err != nil {
+		if err := errors.Join(t.checkTask(d), t.checkTokens(d)); err != nil {
 			return nil, fmt.Errorf("train: %s: %w", name, err)
 		}
 	}
@@ -109,16 +116,24 @@ func (t *Trainer) checkTokens(d *Dataset) error {
 	if d == nil {
 		return nil
 	}
-	vocabulary, positions := t.stepper.lm.VocabSize(), t.stepper.lm.MaxPositions()
+	vocabulary, positions := t.stepper.base.VocabSize(), t.stepper.base.MaxPositions()
+	labels, what := vocabulary, "vocabulary"
+	if c, ok := t.pm.Base().(site.Classifier); ok {
+		labels, what = c.NumLabels(), "number of labels"
+	}
 	for i := range d.Len() {
 		e := d.Example(i)
 		if n := e.longest(); positions > 0 && n > positions {
 			return fmt.Errorf("example %d has %d tokens, the model was made for %d positions: lower MaxLength", i, n, positions)
 		}
 		for k, id := range e.IDs {
-			if int(max(id, e.Labels[k])) >= vocabulary {
-				return fmt.Errorf("example %d, token %d: id %d, label %d, but the model has a vocabulary of %d: is the tokenizer another model's?",
-					i, k, id, e.Labels[k], vocabulary)
+			if int(id) >= vocabulary {
+				return fmt.Errorf("example %d, token %d: id %d, but the model has a vocabulary of %d: is the tokenizer another model's?", i, k, id, vocabulary)
+			}
+		}
+		for k, label := range e.Labels {
+			if int(label) >= labels {
+				return fmt.Errorf("example %d, label %d: it is %d, but the model has a %s of %d", i, k, label, what, labels)
 			}
 		}
 	}
@@ -141,42 +156,47 @@ func (t *Trainer) MaxSteps() int { return t.maxSteps }
 // Evaluate returns the mean loss of a target of data, in nats, with the values that
 // the model has now and without dropout.
 func (t *Trainer) Evaluate(ctx context.Context, data *Dataset) (float64, error) {
+	e, err := t.Measure(ctx, data)
+	return e.Loss, err
+}
+
+// Measure is [Trainer.Evaluate] with all that an evaluation gives but its place in the
+// training.
+func (t *Trainer) Measure(ctx context.Context, data *Dataset) (Evaluation, error) {
 	if data == nil || data.Len() == 0 {
-		return 0, errors.New("train: evaluation: the data set is empty")
+		return Evaluation{}, errors.New("train: evaluation: the data set is empty")
 	}
-	if err := t.checkTokens(data); err != nil {
-		return 0, fmt.Errorf("train: evaluation: %w", err)
+	if err := errors.Join(t.checkTask(data), t.checkTokens(data)); err != nil {
+		return Evaluation{}, fmt.Errorf("train: evaluation: %w", err)
 	}
 	values, err := t.pm.Arguments()
 	if err == nil {
 		err = toDevice(t.pm.Base().Backend(), values)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("train: evaluation: %w", err)
+		return Evaluation{}, fmt.Errorf("train: evaluation: %w", err)
 	}
 	sampler := NewSampler(data, SamplerOptions{BatchSize: t.args.PerDeviceEvalBatchSize})
-	var sum float64
-	var targets int
+	var all evaluated
 	for {
 		if err := ctx.Err(); err != nil {
-			return 0, fmt.Errorf("train: evaluation: %w", err)
+			return Evaluation{}, fmt.Errorf("train: evaluation: %w", err)
 		}
 		b, ok := sampler.Next()
 		if !ok {
 			break
 		}
-		s, n, err := t.stepper.evaluate(values, b)
+		e, err := t.stepper.evaluate(values, b)
 		if err != nil {
-			return 0, err
+			return Evaluation{}, err
 		}
-		sum += s
-		targets += n
+		all.sum, all.targets, all.hits = all.sum+e.sum, all.targets+e.targets, all.hits+e.hits
 	}
-	loss := sum / float64(targets)
-	if !finite(loss) {
-		return 0, fmt.Errorf("train: evaluation: %w: it is %g", ErrNotFinite, loss)
+	e := Evaluation{Loss: all.sum / float64(all.targets), Accuracy: all.hits / float64(all.targets)}
+	if !finite(e.Loss) {
+		return Evaluation{}, fmt.Errorf("train: evaluation: %w: it is %g", ErrNotFinite, e.Loss)
 	}
-	return loss, nil
+	return e, nil
 }
 
 // Close frees the compiled programs. The trainer can be used again, and compiles again.
@@ -188,6 +208,9 @@ type Evaluation struct {
 	Epoch float64 `json:"epoch"`
 	// Loss is the mean loss of a target, in nats.
 	Loss float64 `json:"loss"`
+	// Accuracy is the part of the targets that the model hit, 0 to 1, if the loss is
+	// [Counted]; else 0.
+	Accuracy float64 `json:"accuracy,omitempty"`
 }
 
 // Perplexity is the exponential of the loss.

@@ -232,17 +232,22 @@ func (r *run) evaluate(ctx context.Context) error {
 	if err := r.state.publish(r.pm); err != nil {
 		return err
 	}
-	loss, err := r.Evaluate(ctx, r.args.EvalDataset)
+	e, err := r.Measure(ctx, r.args.EvalDataset)
 	if err != nil {
 		return err
 	}
-	r.tally.Evaluations = append(r.tally.Evaluations, Evaluation{Step: r.state.step, Epoch: r.epoch(), Loss: loss})
+	e.Step, e.Epoch = r.state.step, r.epoch()
+	r.tally.Evaluations = append(r.tally.Evaluations, e)
 	r.saved = -1 // a checkpoint of this step lacks the evaluation
-	if err := r.logRecord(LogRecord{EvalLog: &EvalLog{EvalLoss: loss}}); err != nil {
+	if err := r.logRecord(LogRecord{EvalLog: &EvalLog{EvalLoss: e.Loss, EvalAccuracy: e.Accuracy}}); err != nil {
 		return err
 	}
-	r.progress.Print(fmt.Sprintf("step %d: evaluation loss %.4f, perplexity %.4g", r.state.step, loss, math.Exp(loss)))
-	return r.notify(Event{Kind: EventEvaluate, EvalLoss: loss})
+	second := fmt.Sprintf("perplexity %.4g", e.Perplexity())
+	if _, counted := r.args.Loss.(Counted); counted {
+		second = fmt.Sprintf("accuracy %.4f", e.Accuracy)
+	}
+	r.progress.Print(fmt.Sprintf("step %d: evaluation loss %.4f, %s", e.Step, e.Loss, second))
+	return r.notify(Event{Kind: EventEvaluate, EvalLoss: e.Loss, EvalAccuracy: e.Accuracy})
 }
 
 // finish does what belongs to the end of a training.
@@ -318,7 +323,7 @@ func (r *run) result() *Result {
 
 // deviceMemory is what the largest program needs on its device, 0 where nobody knows.
 func (s *stepper) deviceMemory() int64 {
-	if !backend.IsXLA(s.lm.Backend()) {
+	if !backend.IsXLA(s.base.Backend()) {
 		return 0
 	}
 	s.mu.Lock()

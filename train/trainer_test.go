@@ -122,7 +122,7 @@ func checkLog(t *testing.T, records []LogRecord, result *Result, trainer *Traine
 	var evals []Evaluation
 	for _, r := range records {
 		if r.EvalLog != nil {
-			evals = append(evals, Evaluation{r.Step, r.Epoch, r.EvalLoss})
+			evals = append(evals, Evaluation{r.Step, r.Epoch, r.EvalLoss, r.EvalAccuracy})
 			continue
 		}
 		steps = append(steps, r.Step)
@@ -265,7 +265,7 @@ func TestBadArguments(t *testing.T) {
 		{"no model", nil, data, nil, "the model is nil"},
 		{"no adapter", none, data, nil, "nothing to train"},
 		{"no data", pm, nil, nil, "the data set is empty"},
-		{"another vocabulary", pm, foreign, nil, "example 0, token 1: id 11, label 2, but the model has a vocabulary of 11"},
+		{"another vocabulary", pm, foreign, nil, "example 0, token 1: id 11, but the model has a vocabulary of 11"},
 		{"too long", pm, long, nil, "65 tokens, the model was made for 64"},
 		{"eval of another vocabulary", pm, data, func(a *Arguments) { a.EvalDataset = foreign }, "EvalDataset: example 0"},
 		{"no output", pm, data, func(a *Arguments) { a.OutputDir = "" }, "OutputDir is empty"},
