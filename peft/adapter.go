@@ -188,7 +188,9 @@ type Merger interface {
 // OwnWeight is the name of a module's weight as if it shared none: the name it gets
 // when merging has to give it one of its own.
 func OwnWeight(m site.Module) string {
-	m.TiedTo = ""
+	if m.TiedTo != "" {
+		m.TiedTo, m.WeightParameter = "", ""
+	}
 	return m.Weight()
 }
 

@@ -59,7 +59,7 @@ func CopyModules(base site.Base, names Strings, common PeftConfig) (Adapter, err
 			if err := c.replaceModule(base, m); err != nil {
 				return nil, fmt.Errorf("modules_to_save: %w", err)
 			}
-			own[OwnWeight(m)], own[m.Path+".bias"] = true, true
+			own[OwnWeight(m)], own[ownBias(m)] = true, true
 		}
 	}
 	for _, p := range base.Parameters() {
@@ -154,7 +154,7 @@ func (c *copies) replaceModule(base site.Base, m site.Module) error {
 	c.modules[m.Path] = m
 	c.add(base, site.Parameter{Name: m.Weight(), Shape: m.StoredShape()}, OwnWeight(m), OwnWeight(m))
 	if m.Bias {
-		name := m.Path + ".bias"
+		name := ownBias(m)
 		c.add(base, site.Parameter{Name: name, Shape: []int{m.Out}}, name, name)
 	}
 	return nil
@@ -182,11 +182,21 @@ func (c *copies) ReplacesModule(path string) bool {
 
 // Module implements [ModuleAdapter].
 func (c *copies) Module(u *Use, x *graph.Node) *graph.Node {
-	y := u.Site.With(x, u.Cast("weight"))
-	if u.Site.Bias {
-		y = graph.Add(y, graph.ExpandLeftToRank(u.Cast("bias"), y.Rank()))
+	m := u.Site.Module
+	y := u.Site.With(x, graph.ConvertDType(u.values.Get(OwnWeight(m)), u.Pass.DType))
+	if m.Bias {
+		bias := graph.ConvertDType(u.values.Get(ownBias(m)), u.Pass.DType)
+		y = graph.Add(y, m.Expand(bias, y.Rank()))
 	}
 	return y
+}
+
+// ownBias is the name of a module's bias as if it shared none.
+func ownBias(m site.Module) string {
+	if m.Replica {
+		return m.Path + ".bias"
+	}
+	return m.BiasName()
 }
 
 // Merges implements [Merger].

@@ -51,8 +51,11 @@ type Module struct {
 	Transposed bool
 	// Conv describes a convolution, nil for other kinds.
 	Conv *Conv
-	// Bias is true when the module has a parameter Path+".bias".
+	// Bias is true when the module has a bias, see BiasName.
 	Bias bool
+	// WeightParameter and BiasParameter are the names of the parameters where they are
+	// not Path+".weight" and Path+".bias", as in models that are not Hugging Face's.
+	WeightParameter, BiasParameter string
 	// Head is true for the projection onto the vocabulary (or classes). It is not
 	// part of "all-linear".
 	Head bool
@@ -65,6 +68,9 @@ type Module struct {
 
 // Weight returns the name of the module's weight parameter in the checkpoint.
 func (m Module) Weight() string {
+	if m.WeightParameter != "" {
+		return m.WeightParameter
+	}
 	if m.TiedTo != "" {
 		return m.TiedTo + ".weight"
 	}
@@ -74,6 +80,9 @@ func (m Module) Weight() string {
 // BiasName returns the name of the module's bias parameter in the checkpoint, which is
 // there if Bias is true.
 func (m Module) BiasName() string {
+	if m.BiasParameter != "" {
+		return m.BiasParameter
+	}
 	if m.Replica {
 		return m.TiedTo + ".bias"
 	}
@@ -137,6 +146,18 @@ func (m Module) Unstored(w *graph.Node) *graph.Node {
 		axes = append(axes, i)
 	}
 	return graph.TransposeAllDims(w, axes...)
+}
+
+// Expand reshapes a vector over the output features or channels so that it can be added
+// to, or multiplied with, outputs of the given rank.
+func (m Module) Expand(v *graph.Node, rank int) *graph.Node {
+	dims := slices.Repeat([]int{1}, rank)
+	axis := rank - 1
+	if m.Kind == Convolution && !m.Conv.ChannelsLast {
+		axis = 1
+	}
+	dims[axis] = v.Shape().Size()
+	return graph.Reshape(v, dims...)
 }
 
 // Parameter describes one parameter of a base as its checkpoint names it.
