@@ -84,6 +84,7 @@ func Register(peftType string, decode Decoder) {
 // packages names the import that registers a method, for the error of one that is not imported.
 var packages = map[string]string{
 	"LORA": "github.com/gopeft/gopeft/lora",
+	"MISS": "github.com/gopeft/gopeft/lora",
 }
 
 // DecodeConfig reads an adapter_config.json of any registered method.

@@ -84,7 +84,7 @@ def main():
     if not bool((wrong <= args.tolerance * (1 + size)).all()):  # false for NaN too
         problems.append(f"logits differ by up to {wrong.max():.3g}, tolerance {args.tolerance:g}")
     config = json.loads((args.adapter / "adapter_config.json").read_text())
-    print(f"{args.adapter}: r {config['r']}, max difference {wrong.max().item():.3g} (the adapter moves logits by {moved:.3g}, |logits| up to {size.max().item():.3g})")
+    print(f"{args.adapter}: {config['peft_type']} r {config.get('r')}, max difference {wrong.max().item():.3g} (the adapter moves logits by {moved:.3g}, |logits| up to {size.max().item():.3g})")
     if problems:
         raise SystemExit("\n".join(problems))
 

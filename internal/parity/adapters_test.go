@@ -30,6 +30,14 @@ var ownCases = []struct{ name, family, options string }{
 	{"float64", "llama_f64", `{"r": 4, "lora_alpha": 16, "target_modules": ["k_proj", "up_proj"]}`},
 }
 
+// methods are adapters of other methods: options are those of the method's configuration in
+// Python, its peft_type included.
+var methods = []struct{ name, family, options string }{
+	{"miss", "llama", `{"peft_type": "MISS", "r": 6, "miss_dropout": 0.1, "target_modules": "all-linear"}`},
+	{"miss_bat", "llama_bias", `{"peft_type": "MISS", "r": 8, "init_weights": "bat", "target_modules": ["q_proj", "down_proj"]}`},
+	{"miss_mini", "llama", `{"peft_type": "MISS", "r": 4, "mini_r": 8, "init_weights": "mini", "target_modules": ["q_proj", "v_proj"]}`},
+}
+
 // TestGoAdapters: what is trained, saved and merged here means the same in Python.
 // Every configuration of the fixtures is attached anew and trained for some steps.
 func TestGoAdapters(t *testing.T) {
@@ -49,7 +57,7 @@ func TestGoAdapters(t *testing.T) {
 		name := filepath.Base(filepath.Dir(path))
 		t.Run(name, func(t *testing.T) { makeAdapter(t, &q, filepath.Join(out, name), info.Model, info.Options) })
 	}
-	for _, c := range ownCases {
+	for _, c := range append(ownCases, methods...) {
 		t.Run(c.name, func(t *testing.T) { makeAdapter(t, &q, filepath.Join(out, c.name), c.family, []byte(c.options)) })
 	}
 	if !t.Failed() {
@@ -66,7 +74,7 @@ func makeAdapter(t *testing.T, q *questions, out, family string, options []byte)
 	answer, mergedAnswer := filepath.Join(out, "answer.safetensors"), filepath.Join(out, "merged.safetensors")
 	require.NoError(t, os.MkdirAll(out, 0o777))
 	base := basetest.Load(t, folder)
-	pm, err := peft.GetPeftModel(base, loraConfig(t, options))
+	pm, err := peft.GetPeftModel(base, pythonConfig(t, options))
 	require.NoError(t, err)
 	ids := goldenIDs(t, folder)
 	trainFew(t, pm, ids)
@@ -94,12 +102,15 @@ func storedDType(t *testing.T, base *models.Model) string {
 	return config.DType
 }
 
-// loraConfig reads the options of Python's LoraConfig.
-func loraConfig(t *testing.T, options []byte) peft.Config {
+// pythonConfig reads the options of Python's LoraConfig, or of the peft_type that they name.
+func pythonConfig(t *testing.T, options []byte) peft.Config {
 	t.Helper()
 	fields := map[string]json.RawMessage{}
 	require.NoError(t, json.Unmarshal(options, &fields))
-	fields["peft_type"], fields["task_type"] = []byte(`"LORA"`), []byte(`"CAUSAL_LM"`)
+	if fields["peft_type"] == nil {
+		fields["peft_type"] = []byte(`"LORA"`)
+	}
+	fields["task_type"] = []byte(`"CAUSAL_LM"`)
 	data, err := json.Marshal(fields)
 	require.NoError(t, err)
 	config, err := peft.DecodeConfig(data)
