@@ -37,7 +37,15 @@ func LoadAdapter(base site.Base, dir string, options ...Options) (*PeftModel, er
 	if base == nil {
 		return nil, errors.New("peft: base model is nil")
 	}
-	pm := &PeftModel{set: &adapterSet{base: base, adapters: map[string]*namedAdapter{}}}
+	config, err := fileConfig(dir)
+	if err != nil {
+		return nil, loadError(dir, err)
+	}
+	set, err := newSet(base, config)
+	if err != nil {
+		return nil, loadError(dir, err)
+	}
+	pm := &PeftModel{set: set}
 	o := first(options)
 	if err := pm.LoadAdapter(dir, o); err != nil {
 		return nil, err
@@ -49,7 +57,7 @@ func LoadAdapter(base site.Base, dir string, options ...Options) (*PeftModel, er
 // failed call changes nothing. See the function [LoadAdapter].
 func (pm *PeftModel) LoadAdapter(dir string, options ...Options) error {
 	o := first(options)
-	na, err := planFile(pm.set.base, dir, o.MaxRank)
+	na, err := pm.set.planFile(dir, o.MaxRank)
 	if err == nil {
 		err = na.read(pm.set.base, dir)
 	}
@@ -68,17 +76,25 @@ func loadError(dir string, err error) error {
 	return fmt.Errorf("peft: load adapter %q: %w", dir, err)
 }
 
-// planFile plans the adapter of a folder.
-func planFile(base site.Base, dir string, maxRank int) (*namedAdapter, error) {
+// fileConfig reads the configuration of a folder.
+func fileConfig(dir string) (Config, error) {
 	data, err := readConfig(dir)
 	if err != nil {
 		return nil, err
 	}
-	config, err := decodeConfig(data)
+	return decodeConfig(data)
+}
+
+// planFile plans the adapter of a folder.
+func (s *adapterSet) planFile(dir string, maxRank int) (*namedAdapter, error) {
+	config, err := fileConfig(dir)
 	if err != nil {
 		return nil, err
 	}
-	return plan(base, config, true, maxRank)
+	if err := s.checkRanges(config); err != nil {
+		return nil, err
+	}
+	return plan(s.base, config, true, maxRank)
 }
 
 // read reads the values of a planned adapter.

@@ -78,6 +78,9 @@ func (pm *PeftModel) newMerger() (*merger, error) {
 	if len(pm.active) == 0 {
 		return nil, errors.New("no adapter is active")
 	}
+	if pm.set.ranges != nil {
+		return nil, fmt.Errorf("layer_replication %v: layers that share their weights cannot be merged with adapters of their own", pm.set.ranges)
+	}
 	exporter, ok := pm.set.base.(site.Exporter)
 	if !ok {
 		return nil, fmt.Errorf("the base (%T) cannot be written as a checkpoint", pm.set.base)

@@ -38,7 +38,9 @@ type PeftModel struct {
 
 // adapterSet is what all views of one model share.
 type adapterSet struct {
-	base     site.Base
+	base site.Base
+	// ranges of the layers that base was made of, nil for those it has by itself.
+	ranges   [][2]int
 	mu       sync.RWMutex
 	adapters map[string]*namedAdapter
 	order    []string
@@ -92,7 +94,11 @@ func GetPeftModel(base site.Base, config Config, options ...Options) (*PeftModel
 	if base == nil {
 		return nil, errors.New("peft: base model is nil")
 	}
-	pm := &PeftModel{set: &adapterSet{base: base, adapters: map[string]*namedAdapter{}}}
+	set, err := newSet(base, config)
+	if err != nil {
+		return nil, err
+	}
+	pm := &PeftModel{set: set}
 	o := first(options)
 	if err := pm.AddAdapter(config, o); err != nil {
 		return nil, err
@@ -118,6 +124,9 @@ func (o Options) name() string {
 // failed call changes nothing.
 func (pm *PeftModel) AddAdapter(config Config, options ...Options) error {
 	o := first(options)
+	if err := pm.set.checkRanges(config); err != nil {
+		return err
+	}
 	na, err := plan(pm.set.base, config, false, o.MaxRank)
 	if err != nil {
 		return err

@@ -35,11 +35,15 @@ func DryRun(base site.Base, config Config) (*Plan, error) {
 	if base == nil {
 		return nil, errors.New("peft: base model is nil")
 	}
-	na, err := plan(base, config, false, 0)
+	set, err := newSet(base, config)
 	if err != nil {
 		return nil, err
 	}
-	return na.describe(base), nil
+	na, err := plan(set.base, config, false, 0)
+	if err != nil {
+		return nil, err
+	}
+	return na.describe(set.base), nil
 }
 
 // Plan describes an adapter of the model as [DryRun] describes one that is not made yet.

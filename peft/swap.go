@@ -59,7 +59,7 @@ func (pm *PeftModel) swapped(old *namedAdapter, dir string) (*namedAdapter, erro
 		return nil, errors.New("it was made without Options.MaxRank, so its program depends on its rank and scale")
 	}
 	base := pm.set.base
-	next, err := planFile(base, dir, old.maxRank)
+	next, err := pm.set.planFile(dir, old.maxRank)
 	if err != nil {
 		return nil, err
 	}

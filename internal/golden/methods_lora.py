@@ -22,6 +22,7 @@ def main(root):
     make(root, "llama", "lora_parameters", lora(target_modules=["v_proj"], target_parameters=["q_proj.weight", "layers.1.mlp.up_proj.weight"],
                                                 rank_pattern={"up_proj.weight": 3}), quiet=True)
     make(root, "llama", "lora_only_parameters", lora(target_modules=[], target_parameters=["k_proj.weight"], use_rslora=True))
+    make(root, "llama", "lora_replicated", lora(target_modules=["q_proj", "up_proj"], layer_replication=[[0, 1], [0, 2], [1, 2]]), merge=False)
     experts(root)
 
 
