@@ -88,8 +88,11 @@ func (a *adapter) scale(u *peft.Use, low *graph.Node) *graph.Node {
 // ProgramConfig implements [peft.Swappable].
 func (a *adapter) ProgramConfig() peft.Config {
 	c := a.config
-	c.R, c.LoraAlpha, c.RankPattern, c.AlphaPattern, c.UseRSLoRA = a.maxRank, 0, nil, nil, false
-	c.LoraDropout, c.InitLoraWeights, c.FanInFanOut = 0, "", false
+	if a.maxRank > 0 {
+		c.R, c.LoraAlpha, c.RankPattern, c.AlphaPattern, c.UseRSLoRA = a.maxRank, 0, nil, nil, false
+		c.InitLoraWeights = InitDefault
+	}
+	c.LoraDropout, c.FanInFanOut = 0, false
 	// What is adapted shows in the tensors.
 	c.TargetModules, c.ExcludeModules, c.LayersToTransform, c.LayersPattern = peft.Targets{}, peft.Targets{}, nil, nil
 	return c

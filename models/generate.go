@@ -133,10 +133,14 @@ func (g *Generator) generate(ctx context.Context, prompts [][]int32, s *settings
 	if len(prompts) == 0 {
 		return nil, errors.New("models: generate: no prompt is given")
 	}
-	r := &run{
-		programs: g.programs, view: g.view, structure: g.view.Structure(), settings: s,
-		batch: g.batch(len(prompts)),
+	r := &run{programs: g.programs, view: g.view, settings: s, batch: g.batch(len(prompts))}
+	if rows, ok := g.view.(site.RowView); ok {
+		if rows.Rows() != len(prompts) {
+			return nil, fmt.Errorf("models: generate: the view is for %d rows, got %d prompts", rows.Rows(), len(prompts))
+		}
+		r.view = rows.Pad(r.batch)
 	}
+	r.structure = r.view.Structure()
 	for i, prompt := range prompts {
 		if len(prompt) == 0 && s.bos >= 0 {
 			prompt = []int32{s.bos}
@@ -148,7 +152,7 @@ func (g *Generator) generate(ctx context.Context, prompts [][]int32, s *settings
 		r.rows = append(r.rows, row)
 	}
 	var err error
-	if r.arguments, err = g.view.Arguments(); err != nil {
+	if r.arguments, err = r.view.Arguments(); err != nil {
 		return nil, fmt.Errorf("models: generate: %w", err)
 	}
 	if err := r.all(ctx); err != nil {

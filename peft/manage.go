@@ -29,6 +29,7 @@ func (pm *PeftModel) DeleteAdapter(name string) error {
 	}
 	delete(s.adapters, name)
 	s.order = slices.DeleteFunc(s.order, func(n string) bool { return n == name })
+	s.stacks.clear()
 	return nil
 }
 

@@ -44,6 +44,7 @@ type adapterSet struct {
 	mu       sync.RWMutex
 	adapters map[string]*namedAdapter
 	order    []string
+	stacks   stackCache
 }
 
 // namedAdapter is what a name stands for. Its fields are read and changed under the

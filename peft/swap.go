@@ -11,7 +11,7 @@ import (
 type Swappable interface {
 	Adapter
 	// ProgramConfig is the configuration without what programs other than those of
-	// training do not depend on, for an adapter that is laid out so.
+	// training do not depend on, or what shows in the tensors.
 	ProgramConfig() Config
 	// Swapped returns next, an adapter of the same method and MaxRank, laid out for the
 	// targets of this one: those that next lacks are left alone. Targets of next that this

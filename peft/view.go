@@ -200,7 +200,7 @@ func (pm *PeftModel) Structure() string {
 func (na *namedAdapter) identity() string {
 	h := sha256.New()
 	config := na.config
-	if s, ok := na.parts[0].(Swappable); ok && na.maxRank > 0 {
+	if s, ok := na.parts[0].(Swappable); ok {
 		config = s.ProgramConfig()
 	}
 	fmt.Fprintf(h, "%#v", config.WithCommon(PeftConfig{}))

@@ -144,6 +144,15 @@ type View interface {
 	Structure() string
 }
 
+// RowView is a view that treats the rows of a batch differently.
+type RowView interface {
+	View
+	// Rows is the number of rows that a batch must have.
+	Rows() int
+	// Pad returns the view for batches of more rows, which do what the first does.
+	Pad(rows int) RowView
+}
+
 // Exporter is a base that can write itself as a checkpoint in its own format.
 type Exporter interface {
 	// Export writes the base to the folder dir, tensor by tensor. edit sees each
