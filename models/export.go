@@ -67,7 +67,8 @@ func (m *core) exportTo(ctx context.Context, dir string, tok *tokenizer.Tokenize
 		if !ok {
 			return fmt.Errorf("parameter %q is no longer in the checkpoint", p.Name)
 		}
-		list = append(list, safetensors.Tensor{Name: p.Name, DType: info.DType, Shape: info.Shape,
+		info.Name = storedName(m.network, p.Name)
+		list = append(list, safetensors.Tensor{Name: info.Name, DType: info.DType, Shape: info.Shape,
 			Data: func(w io.Writer) error {
 				if err := ctx.Err(); err != nil {
 					return err

@@ -34,7 +34,8 @@ func contents(t *testing.T, dir string) map[string]string {
 // TestExportUnchanged: every dtype comes out bit for bit, from one file or shards,
 // with tied weights once.
 func TestExportUnchanged(t *testing.T) {
-	for _, name := range []string{"llama", "llama_tied", "smollm2", "llama_f16", "llama_f64", "llama_sharded", "qwen2"} {
+	for _, name := range []string{"llama", "llama_tied", "smollm2", "llama_f16", "llama_f64", "llama_sharded", "qwen2",
+		"gpt2", "gpt2_scaling", "opt", "opt_post", "opt_bare", "gpt_neox", "gpt_neox_sequential"} {
 		t.Run(name, func(t *testing.T) {
 			dir := copyOf(t, name)
 			require.NoError(t, os.WriteFile(filepath.Join(dir, generationFile), []byte(`{"eos_token_id": [2, 7]}`), 0o644))

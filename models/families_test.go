@@ -123,7 +123,7 @@ func TestFamilies(t *testing.T) {
 			}
 			checks := []check{{call{ids: get("input_ids")}, "logits", nil}}
 			// Padding, positions and packing are the family's, not the option's.
-			if slices.Contains([]string{"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"}, name) {
+			if slices.Contains([]string{"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "opt", "opt_post", "gpt_neox"}, name) {
 				left, right := get("left_mask"), get("right_mask")
 				checks = append(checks,
 					check{call{get("left_ids"), get("left_positions"), left}, "left_logits", left},

@@ -54,7 +54,7 @@ func (m *core) randomize(ctx context.Context, seed uint64) error {
 		var t *tensors.Tensor
 		var err error
 		if len(p.Shape) > 1 && p.Size() > largeMatrix && !m.backend.HasSharedBuffers() {
-			t, err = device.make(p, seed, m.config.InitializerRange)
+			t, err = device.make(p, seed, m.initialStd(p))
 		} else {
 			t, err = m.hostInitial(p, seed)
 		}
@@ -78,6 +78,16 @@ func parameterSeed(seed uint64, name string) uint64 {
 // scaleInitializer is implemented by networks whose norm scales do not all start at 1.
 type scaleInitializer interface{ initialScale() float32 }
 
+// stdInitializer is implemented by networks that scale some of their matrices.
+type stdInitializer interface{ initialStd(parameter string) float64 }
+
+func (m *core) initialStd(p site.Parameter) float64 {
+	if s, ok := m.network.(stdInitializer); ok {
+		return s.initialStd(p.Name)
+	}
+	return m.config.InitializerRange
+}
+
 func (m *core) hostInitial(p site.Parameter, seed uint64) (*tensors.Tensor, error) {
 	values := make([]float32, p.Size())
 	switch {
@@ -93,7 +103,7 @@ func (m *core) hostInitial(p site.Parameter, seed uint64) (*tensors.Tensor, erro
 	default:
 		r := rand.New(rand.NewPCG(seed, parameterSeed(seed, p.Name)))
 		for i := range values {
-			values[i] = float32(r.NormFloat64() * m.config.InitializerRange)
+			values[i] = float32(r.NormFloat64() * m.initialStd(p))
 		}
 	}
 	dtype := fileDType(m.dtype)

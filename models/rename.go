@@ -14,6 +14,18 @@ type Renamer interface {
 	Rename(name string, has func(name string) bool) string
 }
 
+// storer is implemented by a network whose checkpoints are written under other names
+// than its own.
+type storer interface{ stored(parameter string) string }
+
+// storedName is the name under which a parameter of n is written.
+func storedName(n network, parameter string) string {
+	if s, ok := n.(storer); ok {
+		return s.stored(parameter)
+	}
+	return parameter
+}
+
 // renamedSource is a checkpoint under an architecture's names.
 type renamedSource struct {
 	source

@@ -47,15 +47,23 @@ def neutral_norm(model):
     return 0.0 if model.config.model_type.startswith("gemma") else 1.0
 
 
+def is_norm(name):
+    """Whether a parameter is the scale of a norm."""
+    return ("norm" in name or ".ln_" in name) and not name.endswith(".bias")
+
+
+EMBEDDINGS = ("embed_tokens", "embed_positions", ".wte.", ".wpe.", "embed_in")
+
+
 def fill(model, key):
     """Overwrite every weight so that each one matters: matrices N(0, 0.3), embeddings
     and biases N(0, 0.5), norm scales 1 + N(0, 0.3)."""
     with torch.no_grad():
         for name, p in model.named_parameters():
             x = rng("weight", key, name).standard_normal(tuple(p.shape))
-            if "norm" in name:
+            if is_norm(name):
                 x = neutral_norm(model) + 0.3 * x
-            elif name.endswith(".bias") or "embed_tokens" in name:
+            elif name.endswith(".bias") or any(e in name for e in EMBEDDINGS):
                 x = 0.5 * x
             else:
                 x = 0.3 * x
