@@ -85,6 +85,7 @@ func Register(peftType string, decode Decoder) {
 var packages = map[string]string{
 	"LORA": "github.com/gopeft/gopeft/lora",
 	"MISS": "github.com/gopeft/gopeft/lora",
+	"VERA": "github.com/gopeft/gopeft/lora",
 }
 
 // DecodeConfig reads an adapter_config.json of any registered method.

@@ -45,7 +45,7 @@ def save(model, folder, **options):
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     for key in ("target_modules", "exclude_modules"):
-        if isinstance(config[key], list):
+        if isinstance(config.get(key), list):
             config[key].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 

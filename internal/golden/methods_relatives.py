@@ -5,8 +5,10 @@
 import pathlib
 import sys
 
+from common import fresh, write_tensors
 from methods import make
-from peft import MissConfig
+import torch
+from peft import MissConfig, VeraConfig
 
 
 def miss(root):
@@ -20,8 +22,31 @@ def miss(root):
     case("mini", r=5, mini_r=4, init_weights="mini", target_modules=["q_proj", "gate_proj"], layers_to_transform=[1])
 
 
+def vera(root):
+    def case(name, drawn=(), **options):
+        make(root, "llama", f"vera_{name}", VeraConfig(task_type="CAUSAL_LM", **dict(r=5) | options), drawn=drawn, noise=0.3, quiet=True)
+
+    case("plain")
+    case("sizes", r=7, d_initial=0.5, target_modules=["v_proj", "down_proj", "gate_proj"])
+    case("random", ("vera_lambda",), init_weights=False, target_modules=["q_proj", "lm_head"], layers_to_transform=[0])
+    case("seed", save_projection=False, projection_prng_key=12345678901, target_modules=["q_proj", "v_proj", "up_proj"])
+
+
+def torch_rand(root):
+    """Numbers of torch's generator on the CPU, and a later state."""
+    out = {}
+    for seed in (0, 1, 2**31 + 7, 2**40 + 3, -2):
+        g = torch.Generator(device="cpu").manual_seed(seed)
+        out[f"{seed}.first"] = torch.empty(9).uniform_(-0.5, 0.7, generator=g)
+        torch.empty(1500).uniform_(generator=g)
+        out[f"{seed}.later"] = torch.empty(9).uniform_(-3, 1e-3, generator=g)
+    write_tensors(fresh(root / "torchrand") / "uniform.safetensors", out)
+
+
 def main(root):
     miss(root)
+    vera(root)
+    torch_rand(root)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ var methods = []struct{ name, family, options string }{
 	{"miss", "llama", `{"peft_type": "MISS", "r": 6, "miss_dropout": 0.1, "target_modules": "all-linear"}`},
 	{"miss_bat", "llama_bias", `{"peft_type": "MISS", "r": 8, "init_weights": "bat", "target_modules": ["q_proj", "down_proj"]}`},
 	{"miss_mini", "llama", `{"peft_type": "MISS", "r": 4, "mini_r": 8, "init_weights": "mini", "target_modules": ["q_proj", "v_proj"]}`},
+	{"vera", "llama_tied", `{"peft_type": "VERA", "r": 16, "vera_dropout": 0.1, "projection_prng_key": 7, "target_modules": "all-linear"}`},
 }
 
 // TestGoAdapters: what is trained, saved and merged here means the same in Python.
