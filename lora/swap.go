@@ -133,7 +133,9 @@ func (a *adapter) Swapped(next peft.Adapter) (peft.Adapter, error) {
 		}
 		q, ok := of[p.Name]
 		if !ok {
-			q = peft.Param{Name: p.Name, Shape: p.Shape, Unsaved: true, Group: p.Group, NoDecay: p.NoDecay}
+			q = peft.Param{Name: p.Name, Shape: p.Shape, FileShape: slices.Clone(p.Shape), Unsaved: true, Group: p.Group, NoDecay: p.NoDecay}
+			axis, _ := rankAxis(p.Name)
+			q.FileShape[axis] = 0
 		}
 		out.params = append(out.params, q)
 	}

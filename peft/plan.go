@@ -73,7 +73,7 @@ func (na *namedAdapter) describe(base site.Base) *Plan {
 		p.Patterns = describer.Patterns()
 	}
 	p.countParameters(na.layout)
-	p.Count.Trainable = int64(na.layout.NumValues())
+	p.Count.Trainable = na.trainable()
 	p.Count.All = na.added()
 	for _, parameter := range base.Parameters() {
 		p.Count.All += int64(parameter.Size())
@@ -90,7 +90,7 @@ func (p *Plan) countParameters(l *Layout) {
 	for _, param := range l.Params() {
 		for path := param.Name; path != ""; path = path[:max(0, strings.LastIndexByte(path, '.'))] {
 			if i, ok := at[path]; ok {
-				p.Targets[i].Parameters += param.Size()
+				p.Targets[i].Parameters += param.fileSize()
 				break
 			}
 		}

@@ -23,7 +23,7 @@ func (pm *PeftModel) TrainableParameters() Count {
 		c.All += na.added()
 	}
 	for _, na := range pm.held {
-		c.Trainable += int64(na.layout.NumValues())
+		c.Trainable += na.trainable()
 	}
 	return c
 }
@@ -34,7 +34,16 @@ func (na *namedAdapter) added() int64 {
 	if _, ok := na.adapter.(*full); ok {
 		return 0
 	}
-	return int64(na.layout.NumValues())
+	return na.trainable()
+}
+
+// trainable is the number of trainable values, without what pads them (Param.FileShape).
+func (na *namedAdapter) trainable() int64 {
+	var n int64
+	for _, p := range na.layout.Params() {
+		n += int64(p.fileSize())
+	}
+	return n
 }
 
 // String is the line that peft's print_trainable_parameters prints:
