@@ -89,7 +89,7 @@ func exec(t testing.TB, m *Model, f func(in []*graph.Node) []*graph.Node) *model
 // of each row run alone without padding. mistral and qwen2_sliding have a window
 // of 8 that moves over the cache.
 func TestCache(t *testing.T) {
-	for _, name := range []string{"llama", "mistral", "qwen2_sliding", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "phi3_partial",
+	for _, name := range []string{"llama", "mistral", "qwen2_sliding", "qwen3", "gemma2", "gemma3_text", "phi3_partial",
 		"gpt2", "gpt2_scaling", "opt", "opt_post", "opt_bare", "gpt_neox", "gpt_neox_sequential"} {
 		t.Run(name, func(t *testing.T) {
 			m, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
