@@ -127,7 +127,7 @@ func (b *Blocks) LayerNorm(path string, x *Node, eps float64) *Node {
 		return b.apply(path, in[0], func(m site.Module, x *Node) *Node {
 			y := layerNorm(x, b.Weight(m.Weight()), m.In, eps)
 			if m.Bias {
-				bias := ConvertDType(b.Weight(m.Path+".bias"), dtypes.Float32)
+				bias := ConvertDType(b.Weight(m.BiasName()), dtypes.Float32)
 				y = Add(y, ExpandLeftToRank(bias, y.Rank()))
 			}
 			return ConvertDType(y, x.DType())

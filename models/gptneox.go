@@ -50,9 +50,14 @@ func newGPTNeoX(configJSON []byte) (Architecture, error) {
 // neoxRope reads rotary_pct and rotary_emb_base, which are this family's names for
 // partial_rotary_factor and rope_theta; the rope object comes before them.
 func neoxRope(f *fields, headDim, maxPositions int) *rope {
-	f.alias("rotary_pct", "partial_rotary_factor")
-	f.alias("rotary_emb_base", "rope_theta")
-	r, partial := ropeObject(f), f.numberOr("partial_rotary_factor", 0.25)
+	r := ropeObject(f)
+	for own, common := range map[string]string{"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"} {
+		if f.has(common) && !f.has(own) && (r == nil || !r.has(common)) {
+			f.fail("%s %s without %s, which transformers reads: wanted both", common, short(f.values[common]), own)
+		}
+		f.alias(own, common)
+	}
+	partial := f.numberOr("partial_rotary_factor", 0.25)
 	o := ropeOptions{theta: f.numberOr("rope_theta", 10000), partial: true, maxPositions: maxPositions}
 	if r != nil {
 		partial = r.numberOr("partial_rotary_factor", partial)

@@ -79,7 +79,9 @@ func parameterSeed(seed uint64, name string) uint64 {
 type scaleInitializer interface{ initialScale() float32 }
 
 // stdInitializer is implemented by networks that scale some of their matrices.
-type stdInitializer interface{ initialStd(parameter string) float64 }
+type stdInitializer interface {
+	initialStd(parameter string) float64
+}
 
 func (m *core) initialStd(p site.Parameter) float64 {
 	if s, ok := m.network.(stdInitializer); ok {

@@ -69,7 +69,8 @@ func withLayersCopied(t *testing.T, name, prefix string, layers []int) string {
 // logits and in generation, and nothing is stored twice.
 func TestReplicate(t *testing.T) {
 	for name, prefix := range map[string]string{"llama": "model.layers.", "llama_bias": "model.layers.", "qwen2_sliding": "model.layers.",
-		"gemma2": "model.layers.", "gemma3_text": "model.layers.", "phi3": "model.layers."} {
+		"gemma2": "model.layers.", "gemma3_text": "model.layers.", "phi3": "model.layers.",
+		"gpt2": "transformer.h.", "opt_post": "model.decoder.layers.", "gpt_neox": "gpt_neox.layers."} {
 		t.Run(name, func(t *testing.T) {
 			m := loadFixture(t, name)
 			cases := ofTwo

@@ -31,6 +31,10 @@ CASES = {
     # The scale of Gemma's embedding is of the adapter's part too.
     "embed": dict(r=2, lora_alpha=8, target_modules=["embed_tokens", "q_proj"]),
     "fused": dict(r=2, lora_alpha=8, target_modules=["qkv_proj", "gate_up_proj", "o_proj"]),
+    # GPT-2's linears are Conv1D, stored [in, out].
+    "conv1d": dict(r=4, lora_alpha=8, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True),
+    "neox": dict(r=4, lora_alpha=8, target_modules=["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]),
+    "opt": dict(r=2, lora_alpha=8, target_modules=["q_proj", "out_proj", "fc1", "fc2", "project_in", "project_out"]),
     # LoRA on an embedding: for a later issue.
     "embed_later": dict(r=2, lora_alpha=8, target_modules=["embed_tokens", "q_proj"]),
 }
@@ -44,6 +48,9 @@ WANTED = {
     "gemma2": ["seven", "default_targets"],
     "gemma3_text": ["all_linear_exclude"],
     "phi3": ["fused"],
+    "gpt2": ["conv1d"],
+    "gpt_neox": ["neox", "default_targets"],
+    "opt_post": ["opt"],
 }
 
 
