@@ -111,6 +111,16 @@ func (p *planning) values(option string, patterns peft.Patterns, fallback float6
 	return values, err
 }
 
+// ranks returns each target's rank and alpha.
+func (p *planning) ranks(rankPattern peft.Patterns, r int, alphaPattern peft.Patterns, alpha float64) (ranks []int, alphas []float64, err error) {
+	rankValues, rankErr := p.values("rank_pattern", rankPattern, float64(r))
+	alphas, alphaErr := p.values("alpha_pattern", alphaPattern, alpha)
+	for _, v := range rankValues {
+		ranks = append(ranks, int(v))
+	}
+	return ranks, alphas, errors.Join(rankErr, alphaErr)
+}
+
 // transposed reports whether a target's weight is stored as [in, out]: peft's fan_in_fan_out.
 func (p *planning) transposed() bool {
 	return slices.ContainsFunc(p.targets, func(m site.Module) bool { return m.Kind == site.Linear && m.Transposed })
@@ -135,6 +145,20 @@ func wantLinear(m site.Module) error {
 		return fmt.Errorf("target module %q is of kind %s, want a linear layer", m.Path, m.Kind)
 	}
 	return nil
+}
+
+// wantLinearOrConv refuses targets that are neither linear layers nor convolutions over one
+// or two axes, which are those that peft has these methods for.
+func wantLinearOrConv(m site.Module) error {
+	switch {
+	case m.Kind == site.Linear:
+		return nil
+	case m.Kind == site.Convolution && len(m.Conv.Kernel) <= 2:
+		return nil
+	case m.Kind == site.Convolution:
+		return fmt.Errorf("target module %q is a convolution over %d axes, want at most 2", m.Path, len(m.Conv.Kernel))
+	}
+	return fmt.Errorf("target module %q is of kind %s, want a linear layer or a convolution", m.Path, m.Kind)
 }
 
 // Params implements [peft.Adapter].
@@ -341,6 +365,14 @@ func checkInitWeights(option string, init Init, allowed ...Init) error {
 		return nil
 	}
 	return fmt.Errorf("%s %q is not supported", option, string(init))
+}
+
+// orEight is peft's default alpha where there is none.
+func orEight(alpha float64) float64 {
+	if alpha == 0 {
+		return 8
+	}
+	return alpha
 }
 
 func setting(name string, v float64) peft.Setting {
