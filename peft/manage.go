@@ -55,6 +55,54 @@ func (pm *PeftModel) RenameAdapter(name, to string) error {
 	return nil
 }
 
+// Parts returns what the named adapter was planned as: the parts that [Compose] joined, or
+// the one that it is. Methods find their own among them.
+func (pm *PeftModel) Parts(name string) ([]Adapter, error) {
+	na, err := pm.get(name)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Clone(na.parts), nil
+}
+
+// FileTensors returns the tensors that a file of the named adapter would hold.
+func (pm *PeftModel) FileTensors(name string) ([]FileTensor, error) {
+	na, err := pm.get(name)
+	if err != nil {
+		return nil, err
+	}
+	_, tensors, err := na.fileForm()
+	return tensors, err
+}
+
+// AddAdapterWith is [PeftModel.AddAdapter] with values that are given for the names of the
+// tensors, in the shapes of the file.
+func (pm *PeftModel) AddAdapterWith(config Config, values func(name string) []float32, options ...Options) error {
+	o := first(options)
+	if err := pm.set.checkRanges(config); err != nil {
+		return err
+	}
+	na, err := plan(pm.set.base, config, false, o.MaxRank)
+	if err != nil {
+		return err
+	}
+	na.arguments, na.constants, err = na.initial(pm.set.base.Backend(), o.Seed, func(p Param, to []float32) (bool, error) {
+		if p.Unsaved {
+			return false, nil
+		}
+		given := values(p.Name)
+		if len(given) != len(to) {
+			return false, fmt.Errorf("peft: tensor %q: want %d values, got %d", p.Name, len(to), len(given))
+		}
+		copy(to, given)
+		return true, checkFinite(p.Name, to)
+	})
+	if err != nil {
+		return err
+	}
+	return pm.set.add(o.name(), na)
+}
+
 // LoadReport says how the tensors of the file that the named adapter was read from became
 // its values; it is empty for an adapter that was not read from a file.
 func (pm *PeftModel) LoadReport(name string) (LoadReport, error) {
