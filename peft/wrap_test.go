@@ -1,0 +1,189 @@
+package peft_test
+
+import (
+	"math"
+	"os"
+	"testing"
+
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
+	"github.com/gomlx/gomlx/core/graph"
+	"github.com/gomlx/gomlx/core/tensors"
+	"github.com/gomlx/gomlx/ml/model"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gopeft/gopeft/lora"
+	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/site"
+)
+
+// attachRandom attaches a LoRA whose product is not zero.
+func attachRandom(t testing.TB, base site.Base, targets peft.Targets) *peft.PeftModel {
+	t.Helper()
+	pm, err := peft.GetPeftModel(base, lora.LoraConfig{R: 2, LoraAlpha: 3, TargetModules: targets, InitLoraWeights: lora.InitRandom})
+	require.NoError(t, err)
+	return pm
+}
+
+// probe is a loss that depends on every output.
+func probe(outputs []*graph.Node) *graph.Node {
+	var sum *graph.Node
+	for _, out := range outputs {
+		weights := graph.Sin(graph.AddScalar(graph.IotaFull(out.Graph(), shapes.Make(dtypes.Float32, out.Shape().Dimensions...)), 1))
+		term := graph.ReduceAllSum(graph.Mul(graph.ConvertDType(out, dtypes.Float32), weights))
+		if sum == nil {
+			sum = term
+		} else {
+			sum = graph.Add(sum, term)
+		}
+	}
+	return sum
+}
+
+// outputsAndGradient runs a model and differentiates the probe of its outputs.
+func outputsAndGradient(t *testing.T, base *peft.WrappedModel, pm *peft.PeftModel, input *tensors.Tensor,
+	call func(arguments []*graph.Node, in *graph.Node) []*graph.Node) (outputs, gradient []float32) {
+	t.Helper()
+	arguments, err := pm.Arguments()
+	require.NoError(t, err)
+	exec, err := model.NewExec(base.Backend(), base.Store(), func(_ *model.Scope, in []*graph.Node) []*graph.Node {
+		n := len(arguments)
+		out := call(in[:n], in[n])
+		return append(out, graph.Gradient(probe(out), in[0])...)
+	})
+	require.NoError(t, err)
+	defer exec.Finalize()
+	var all []any
+	for _, a := range append(arguments, input) {
+		all = append(all, a)
+	}
+	results, err := exec.Exec(all...)
+	require.NoError(t, err)
+	for i, r := range results {
+		values, err := tensors.CopyFlatData[float32](r)
+		require.NoError(t, err)
+		if i < len(results)-1 {
+			outputs = append(outputs, values...)
+		} else {
+			gradient = values
+		}
+	}
+	return outputs, gradient
+}
+
+// mergedInGraph is the oracle: the model itself, its variables read as W + s·B·A while it is built.
+func mergedInGraph(base *peft.WrappedModel, fn peft.ModelFunc, pm *peft.PeftModel) func([]*graph.Node, *graph.Node) []*graph.Node {
+	return func(arguments []*graph.Node, in *graph.Node) []*graph.Node {
+		g := in.Graph()
+		layout, err := pm.Layout(peft.DefaultAdapter)
+		if err != nil {
+			panic(err)
+		}
+		values := layout.Bind(arguments)
+		plan, err := pm.Plan(peft.DefaultAdapter)
+		if err != nil {
+			panic(err)
+		}
+		original := map[*model.Variable]*graph.Node{}
+		for _, target := range plan.Targets {
+			m := target.Module
+			v := base.Store().GetVariable(site.VariablePath(m.Weight()))
+			if _, ok := original[v]; !ok {
+				original[v] = v.NodeValue(g)
+			}
+			var delta *graph.Node
+			if m.Kind == site.Embedding {
+				delta = graph.Transpose(graph.Dot(values.Get(m.Path+".lora_embedding_B"), values.Get(m.Path+".lora_embedding_A")).Product(), 0, 1)
+			} else {
+				delta = graph.Dot(values.Get(m.Path+".lora_B.weight"), values.Get(m.Path+".lora_A.weight")).Product()
+				if m.Transposed {
+					delta = graph.Transpose(delta, 0, 1)
+				}
+			}
+			delta = graph.Reshape(graph.MulScalar(delta, 1.5), v.Shape().Dimensions...)
+			v.SetNodeValue(graph.Add(v.NodeValue(g), delta))
+		}
+		out := fn(base.Store().RootScope(), []*graph.Node{in})
+		for v, node := range original {
+			v.SetNodeValue(node)
+		}
+		return out
+	}
+}
+
+func rewritten(base *peft.WrappedModel, pm *peft.PeftModel) func([]*graph.Node, *graph.Node) []*graph.Node {
+	return func(arguments []*graph.Node, in *graph.Node) []*graph.Node {
+		return base.Call(&site.Pass{Graph: in.Graph(), DType: base.DType(), Hook: pm.Hook(arguments)}, []*graph.Node{in})
+	}
+}
+
+// distance is the largest difference relative to the largest value.
+func distance(t *testing.T, want, got []float32) float64 {
+	t.Helper()
+	require.Len(t, got, len(want))
+	var difference, largest float64
+	for i := range want {
+		difference = max(difference, math.Abs(float64(want[i]-got[i])))
+		largest = max(largest, math.Abs(float64(want[i])))
+	}
+	require.NotZero(t, largest)
+	return difference / largest
+}
+
+func withFusion(t *testing.T, on bool) {
+	value := "0"
+	if on {
+		value = "1"
+	}
+	old, had := os.LookupEnv(graph.FusionEnv)
+	require.NoError(t, os.Setenv(graph.FusionEnv, value))
+	t.Cleanup(func() {
+		if had {
+			os.Setenv(graph.FusionEnv, old)
+		} else {
+			os.Unsetenv(graph.FusionEnv)
+		}
+	})
+}
+
+// A LoRA on a rewritten model is the model with merged weights, outputs and gradients.
+func TestWrappedEqualsMergedWeights(t *testing.T) {
+	for _, fusion := range []bool{true, false} {
+		for _, m := range foreignModels {
+			if m.name == "shared" { // its head and its embedding have deltas of their own
+				continue
+			}
+			t.Run(map[bool]string{true: "fused/", false: "plain/"}[fusion]+m.name, func(t *testing.T) {
+				withFusion(t, fusion)
+				base := wrap(t, m.fn, m.input)
+				pm := attachRandom(t, base, m.target)
+				input := example(m, 3)
+				want, wantGradient := outputsAndGradient(t, base, pm, input, mergedInGraph(base, m.fn, pm))
+				got, gotGradient := outputsAndGradient(t, base, pm, input, rewritten(base, pm))
+				alone, err := base.Run(nil, input)
+				require.NoError(t, err)
+				plain, err := tensors.CopyFlatData[float32](alone[0])
+				require.NoError(t, err)
+				require.Greater(t, distance(t, plain, got[:len(plain)]), 1e-2, "the adapter has no effect")
+				require.Less(t, distance(t, want, got), 1e-5)
+				require.Less(t, distance(t, wantGradient, gotGradient), 1e-4)
+			})
+		}
+	}
+}
+
+func TestWrappedModules(t *testing.T) {
+	for _, m := range foreignModels {
+		if m.modules == nil {
+			continue
+		}
+		t.Run(m.name, func(t *testing.T) {
+			base := wrap(t, m.fn, m.input)
+			var paths []string
+			for _, module := range base.Modules() {
+				paths = append(paths, module.Path)
+			}
+			require.Equal(t, m.modules, paths)
+		})
+	}
+}
