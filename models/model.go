@@ -38,7 +38,7 @@ var (
 // TaskType implements [site.Tasked]: "CAUSAL_LM", or "" for a masked language model,
 // for which peft has no name.
 func (m *Model) TaskType() string {
-	if _, masked := m.arch.(*maskedLM); masked {
+	if m.CacheShape().Layers == 0 {
 		return ""
 	}
 	return "CAUSAL_LM"

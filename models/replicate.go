@@ -53,7 +53,7 @@ func (m *Model) replicate(ranges [][2]int) (*Model, error) {
 	}
 	arch, ok := original.arch.(layered)
 	if !ok {
-		return nil, errors.New("its layers are no list")
+		return nil, errors.New("repeated layers are not supported for this family")
 	}
 	out := &Model{Tokenizer: m.Tokenizer, core: original.core, original: original, layers: layers}
 	out.arch = newReplica(arch, layers)
@@ -105,26 +105,37 @@ type replica struct {
 
 func newReplica(arch layered, layers []int) *replica {
 	out := &replica{Architecture: arch.withLayers(layers)}
-	out.modules = out.Architecture.Modules()
-	for i, m := range out.modules {
-		at, rest := layerOf(arch, m.Path, len(layers))
-		if at < 0 || layers[at] == at {
-			continue
-		}
-		out.modules[i].TiedTo, out.modules[i].Replica = arch.layer(layers[at])+rest, true
-	}
-	for _, p := range arch.Parameters() {
-		if at, _ := layerOf(arch, p.Name, arch.Config().NumLayers); at < 0 || slices.Contains(layers, at) {
-			out.parameters = append(out.parameters, p)
+	out.modules = replicatedModules(out.Architecture.Modules(), arch.layer, layers)
+	out.parameters = replicatedParameters(arch.Parameters(), arch.layer, arch.Config().NumLayers, layers)
+	return out
+}
+
+// replicatedModules ties the modules of a network with the layers listed, whose paths
+// layer gives, to those that their parameters belong to.
+func replicatedModules(modules []site.Module, layer func(i int) string, layers []int) []site.Module {
+	out := slices.Clone(modules)
+	for i, m := range out {
+		at, rest := layerOf(m.Path, layer, len(layers))
+		if at >= 0 && layers[at] != at {
+			out[i].TiedTo, out[i].Replica = layer(layers[at])+rest, true
 		}
 	}
 	return out
 }
 
-// layerOf returns the layer that a path lies in, and the path below it; -1 for none.
-func layerOf(arch layered, path string, layers int) (layer int, rest string) {
-	for i := range layers {
-		if rest, ok := strings.CutPrefix(path, arch.layer(i)); ok && strings.HasPrefix(rest, ".") {
+// replicatedParameters leaves out the parameters of layers that are not listed; n is
+// the number of layers there were.
+func replicatedParameters(parameters []site.Parameter, layer func(i int) string, n int, layers []int) []site.Parameter {
+	return slices.DeleteFunc(slices.Clone(parameters), func(p site.Parameter) bool {
+		at, _ := layerOf(p.Name, layer, n)
+		return at >= 0 && !slices.Contains(layers, at)
+	})
+}
+
+// layerOf returns which of n layers a path lies in, and the path below it; -1 for none.
+func layerOf(path string, layer func(i int) string, n int) (at int, rest string) {
+	for i := range n {
+		if rest, ok := strings.CutPrefix(path, layer(i)); ok && strings.HasPrefix(rest, ".") {
 			return i, rest
 		}
 	}
