@@ -1,0 +1,86 @@
+"""Weights quantised by bitsandbytes on a CPU, one thread: codes, statistics, values.
+
+    quant_golden.py OUT_DIR     writes OUT_DIR/quant/CASE.safetensors and OUT_DIR/quant/tables.safetensors
+
+A case's tensors carry their names; its metadata is in cases.json.
+"""
+import os
+import pathlib
+import sys
+
+import common  # noqa: F401  (quiets the libraries)
+from common import fresh, rng, write_json
+import bitsandbytes.functional as F
+import torch
+from safetensors.torch import save_file
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CASES = []
+for kind in ("nf4", "fp4"):
+    CASES.append((kind, "float32", (8, 64), 64, False, "normal"))
+    CASES.append((kind, "bfloat16", (8, 64), 64, True, "normal"))
+    CASES.append((kind, "float16", (5, 33), 32, False, "normal"))       # odd, last block partial
+CASES += [
+    ("nf4", "float32", (3, 43), 64, True, "normal"),                    # odd, last block partial, three blocks
+    ("nf4", "float32", (70, 260), 64, True, "normal"),                 # more than 256 blocks, partial nested block
+    ("nf4", "bfloat16", (40, 256), 4096, True, "normal"),
+    ("nf4", "float32", (4, 64), 64, True, "zeros"),                     # blocks of zeros
+    ("nf4", "float32", (1, 70), 64, False, "zeros"),                    # a partial block of zeros
+    ("nf4", "float32", (4, 64), 64, False, "tiny"),                     # absmax below 1e-38
+    ("nf4", "float32", (2, 128), 128, True, "bounds"),                  # values on the bounds between levels
+    ("fp4", "float32", (2, 128), 128, True, "bounds"),
+    ("nf4", "float32", (1, 1), 64, True, "normal"),
+]
+
+
+def weight(kind, shape, values, key):
+    x = torch.from_numpy(rng("quant", *key).standard_normal(shape)).float() * 0.02
+    if values == "zeros":
+        x[0, :65] = 0
+        if shape[0] > 2:
+            x[2] = 0
+    if values == "tiny":
+        x[0], x[1] = x[0] * 1e-38, x[1] * 1e-42
+    if values == "bounds":
+        from bitsandbytes.backends.default.ops import _get_4bit_quantize_bounds
+        bounds, _ = _get_4bit_quantize_bounds(kind, torch.device("cpu"))
+        near = torch.cat([bounds, bounds.nextafter(torch.tensor(2.0)), bounds.nextafter(torch.tensor(-2.0))])
+        x = near.repeat(10)[: shape[0] * shape[1]].reshape(shape).clone()
+        x[:, 5] = 1.0
+    return x
+
+
+def main(root):
+    torch.set_num_threads(1)  # a sum of many values depends on the number of threads
+    folder, infos = fresh(root / "quant"), []
+    for i, (kind, dtype, shape, block, nested, values) in enumerate(CASES):
+        name = f"{i:02d}_{kind}_{dtype}_{values}"
+        w = weight(kind, shape, values, (i,)).to(DTYPES[dtype])
+        packed, state = F.quantize_4bit(w, blocksize=block, compress_statistics=nested, quant_type=kind)
+        out = {"weight": w.float(), "packed": packed.flatten(), "values": F.dequantize_4bit(packed, state).float()}
+        out |= {k: v for k, v in state.as_dict(packed=True).items()}
+        save_file({k: v.contiguous().clone() for k, v in out.items()}, str(folder / f"{name}.safetensors"))
+        infos.append(dict(name=name, type=kind, dtype=dtype, shape=list(shape), block=block, nested=nested))
+    for dtype in DTYPES:
+        w = weight("int8", (6, 40), "normal", ("int8", dtype)).to(DTYPES[dtype])
+        w[3] = 0
+        codes, scb, _ = F.int8_vectorwise_quant(w)
+        values = F.int8_vectorwise_dequant(codes, scb)
+        save_file(dict(weight=w.float(), codes=codes, scb=scb, values=values), str(folder / f"int8_{dtype}.safetensors"))
+    # What double quantisation is made of: the code table, and means of many lengths.
+    tables = {"dynamic_map": F.create_dynamic_map()}
+    lengths = [1, 3, 5, 7, 8, 9, 31, 32, 33, 100, 511, 512, 513, 1000, 4097, 9001]
+    x = torch.from_numpy(rng("means").random(max(lengths))).float()
+    tables["means"] = torch.stack([x[:n].mean() for n in lengths])
+    tables["mean_lengths"] = torch.tensor(lengths, dtype=torch.int32)
+    tables["mean_values"] = x
+    probe = torch.from_numpy(rng("probe").standard_normal(4096)).float() ** 3
+    codes, state = F.quantize_blockwise(probe, blocksize=256)
+    tables |= dict(probe=probe, probe_codes=codes, probe_absmax=state.absmax)
+    save_file({k: v.contiguous().clone() for k, v in tables.items()}, str(folder / "tables.safetensors"))
+    write_json(folder / "cases.json", infos)
+    torch.set_num_threads(int(os.environ.get("GOLDEN_THREADS", "2")))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
