@@ -15,6 +15,7 @@ type adapter struct {
 	targets  []site.Module
 	layers   map[string]layer
 	byWeight map[string]layer
+	byBias   map[string]layer // with lora_bias
 	params   []peft.Param
 	patterns []peft.PatternCount
 	// parameters are adapted as such; nil without any.
@@ -58,8 +59,8 @@ func attach(c LoraConfig, base site.Base) (*adapter, error) {
 	c = c.complete(targets, modules)
 	paths := make([]string, len(targets))
 	for i, m := range targets {
-		if m.Kind != site.Linear && m.Kind != site.Embedding {
-			return nil, fmt.Errorf("target module %q is a %s, want a linear layer or an embedding", m.Path, m.Kind)
+		if m.Kind == site.Norm {
+			return nil, fmt.Errorf("target module %q is a %s, want a linear layer, an embedding or a convolution", m.Path, m.Kind)
 		}
 		paths[i] = m.Path
 	}
@@ -71,13 +72,21 @@ func attach(c LoraConfig, base site.Base) (*adapter, error) {
 	if err := errors.Join(rankErr, alphaErr); err != nil {
 		return nil, err
 	}
-	a := &adapter{config: c, targets: targets, layers: make(map[string]layer, len(targets)), byWeight: make(map[string]layer, len(targets))}
-	a.patterns = append(append(counts, rankCounts...), alphaCounts...)
+	a := &adapter{
+		config: c, targets: targets, patterns: append(append(counts, rankCounts...), alphaCounts...),
+		layers: make(map[string]layer, len(targets)), byWeight: make(map[string]layer, len(targets)), byBias: map[string]layer{},
+	}
+	s := c.newStarts(base)
 	for i, m := range targets {
 		l := layer{Module: m, r: int(ranks[i]), rank: int(ranks[i]), alpha: alphas[i]}
 		l.scaling = Scaling(l.alpha, l.r, c.UseRSLoRA)
-		a.layers[m.Path], a.byWeight[peft.OwnWeight(m)] = l, l
-		a.params = append(a.params, l.params(c.InitLoraWeights)...)
+		l.residual = m.Kind == site.Linear && c.InitLoraWeights.residual()
+		if l.residual {
+			s.layers = append(s.layers, l)
+		}
+		if err := a.addTarget(base, l, s); err != nil {
+			return nil, err
+		}
 	}
 	n := len(targets)
 	a.parameters = newParameters(c, parameters, ranks[n:], alphas[n:])
@@ -88,6 +97,31 @@ func attach(c LoraConfig, base site.Base) (*adapter, error) {
 		return a, a.pad(n)
 	}
 	return a, nil
+}
+
+// addTarget plans the tensors of one target.
+func (a *adapter) addTarget(base site.Base, l layer, s *starts) error {
+	c := a.config
+	if err := c.checkConvolution(l.Module, l.r); err != nil {
+		return err
+	}
+	a.layers[l.Path], a.byWeight[peft.OwnWeight(l.Module)] = l, l
+	params, err := c.layerParams(l, s)
+	if err != nil {
+		return err
+	}
+	a.params = append(a.params, params...)
+	if c.LoraBias {
+		if l.Kind == site.Embedding {
+			return fmt.Errorf("lora_bias is not supported for target module %q, an embedding", l.Path)
+		}
+		a.byBias[l.BiasName()] = l
+		a.params = append(a.params, l.biasParam(c.InitLoraWeights))
+	}
+	if c.UseDora {
+		a.params = append(a.params, a.doraParams(base, l)...)
+	}
+	return nil
 }
 
 // onlyParameters reports whether no module is adapted, but parameters are.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/gopeft/gopeft/internal/pyjson"
 	"github.com/gopeft/gopeft/peft"
@@ -54,63 +53,24 @@ type LoraConfig struct {
 	AlphaPattern peft.Patterns `json:"alpha_pattern"`
 	// UseRSLoRA divides alpha by sqrt(r) instead of r.
 	UseRSLoRA bool `json:"use_rslora"`
+	// UseDora trains the lengths of the weight's rows apart from their directions, see dora.go.
+	UseDora bool `json:"use_dora"`
+	// LoraBias gives B a bias, see lorabias.go.
+	LoraBias bool `json:"lora_bias"`
+	// Bias says which of the base's biases are trained too.
+	Bias Bias `json:"bias"`
 	// InitLoraWeights says how A and B start.
 	InitLoraWeights Init `json:"init_lora_weights"`
+	// LoftqConfig are the settings of [InitLoftq].
+	LoftqConfig LoftqConfig `json:"loftq_config"`
 	// FanInFanOut is true in the files of bases that store weights as [in, out]. It
 	// decides nothing: the base itself knows (site.Module.Transposed), and a
 	// configuration completed on a base has the value that fits, as in peft.
 	FanInFanOut bool `json:"fan_in_fan_out"`
+
+	// calibration holds the initial values that come from data.
+	calibration *calibration
 }
-
-// Init is an initialisation of A and B.
-type Init string
-
-const (
-	// InitDefault draws A from U(-1/sqrt(in), 1/sqrt(in)) and sets B to zero, so that
-	// a new adapter changes nothing. (true in peft)
-	InitDefault Init = ""
-	// InitGaussian draws A from N(0, 1/r²) and sets B to zero.
-	InitGaussian Init = "gaussian"
-	// InitRandom draws both, as PyTorch initialises linear layers: for tests, as a
-	// new adapter then changes the model. (false in peft)
-	InitRandom Init = "false"
-)
-
-// MarshalJSON writes true, false or the name.
-func (i Init) MarshalJSON() ([]byte, error) {
-	switch i {
-	case InitDefault:
-		return []byte("true"), nil
-	case InitRandom:
-		return []byte("false"), nil
-	}
-	return json.Marshal(string(i))
-}
-
-// UnmarshalJSON reads null, true, false or a name.
-func (i *Init) UnmarshalJSON(data []byte) error {
-	var v any
-	if err := json.Unmarshal(data, &v); err != nil {
-		return err
-	}
-	switch v := v.(type) {
-	case nil:
-		*i = InitDefault
-	case bool:
-		*i = InitDefault
-		if !v {
-			*i = InitRandom
-		}
-	case string:
-		*i = Init(v)
-	default:
-		return fmt.Errorf("init_lora_weights: want true, false or a name, got %s", data)
-	}
-	return nil
-}
-
-// LayerRanges implements [peft.Replicating].
-func (c LoraConfig) LayerRanges() [][2]int { return c.LayerReplication }
 
 // PeftType implements [peft.Config].
 func (c LoraConfig) PeftType() string { return PeftType }
@@ -162,22 +122,15 @@ func (c LoraConfig) validate() error {
 	}
 	return errors.Join(
 		selection,
+		c.Bias.check(),
 		c.RankPattern.Check("rank_pattern", func(v float64) bool { return v >= 1 && v <= maxRank && v == math.Trunc(v) }, "a rank of at least 1"),
 		c.AlphaPattern.Check("alpha_pattern", func(v float64) bool { return v != 0 }, "a finite number other than 0"),
 		c.checkOther(),
 	)
 }
 
-func (c LoraConfig) checkInit() error {
-	known := []Init{InitDefault, InitGaussian, InitRandom}
-	// These only choose starting values; the values of a file replace them. (pissa,
-	// olora, corda, lora_ga and loftq also change the base.)
-	fromFile := []Init{"eva", "orthogonal"}
-	if slices.Contains(known, c.InitLoraWeights) || c.Reading() && slices.Contains(fromFile, c.InitLoraWeights) {
-		return nil
-	}
-	return fmt.Errorf(`init_lora_weights %q is not supported, want the default, "gaussian" or "false"`, string(c.InitLoraWeights))
-}
+// LayerRanges implements [peft.Replicating].
+func (c LoraConfig) LayerRanges() [][2]int { return c.LayerReplication }
 
 // MarshalJSON writes the fields as peft does: lora_alpha with its default, the
 // dropout as a float.
@@ -187,7 +140,19 @@ func (c LoraConfig) MarshalJSON() ([]byte, error) {
 		plain
 		LoraAlpha   float64      `json:"lora_alpha"`
 		LoraDropout pyjson.Float `json:"lora_dropout"`
-	}{plain(c), c.alpha(), pyjson.Float(c.LoraDropout)})
+		LoftqConfig any          `json:"loftq_config"`
+	}{plain(c), c.alpha(), pyjson.Float(c.LoraDropout), c.loftqSettings()})
+}
+
+// loftqSettings is an empty object without settings.
+func (c LoraConfig) loftqSettings() any {
+	switch {
+	case c.InitLoraWeights == InitLoftq:
+		return c.LoftqConfig.withDefaults()
+	case c.LoftqConfig == LoftqConfig{}:
+		return struct{}{}
+	}
+	return c.LoftqConfig
 }
 
 // decode reads adapter_config.json.
@@ -215,7 +180,11 @@ func (c LoraConfig) Attach(base site.Base) (peft.Adapter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lora: %w", err)
 	}
-	parts := []peft.Adapter{a, saved}
+	biases, err := trainedBiases(base, c.Bias, a.targets, c.Reading())
+	if err != nil {
+		return nil, fmt.Errorf("lora: %w", err)
+	}
+	parts := []peft.Adapter{a, saved, biases}
 	if a.parameters != nil {
 		parts = append(parts, a.parameters)
 	}

@@ -21,13 +21,10 @@ type other struct {
 var others = []other{
 	{"alora_invocation_tokens", "null", nil},
 	{"arrow_config", "null", nil},
-	{"bias", `"none"`, nil},
 	{"corda_config", "null", []string{"*"}}, // for init_lora_weights="corda"
 	{"ensure_weight_tying", "false", nil},
 	{"eva_config", "null", []string{"*"}}, // for init_lora_weights="eva"
 	{"kasa_config", "null", nil},
-	{"loftq_config", "{}", []string{"*"}}, // for init_lora_weights="loftq"
-	{"lora_bias", "false", nil},
 	{"lora_ga_config", "null", []string{"*"}},  // for init_lora_weights="lora_ga"
 	{"megatron_config", "null", []string{"*"}}, // how Megatron spreads layers
 	{"megatron_core", `"megatron.core"`, []string{"*"}},
@@ -35,7 +32,6 @@ var others = []other{
 	{"qalora_group_size", "16", []string{"*"}}, // for use_qalora
 	{"trainable_token_indices", "null", []string{"[]", "{}"}},
 	{"use_bdlora", "null", []string{"false"}},
-	{"use_dora", "false", nil},
 	{"use_qalora", "false", nil},
 	{"velora_config", "null", nil},
 }

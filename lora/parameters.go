@@ -73,6 +73,8 @@ func newParameters(c LoraConfig, matched []site.Parameter, ranks, alphas []float
 // checkParameters refuses what has no meaning for a parameter that no input reaches.
 func (c LoraConfig) checkParameters() error {
 	switch {
+	case c.UseDora || c.LoraBias || c.Bias != BiasNone:
+		return errors.New("target_parameters does not work with use_dora, lora_bias or trained biases")
 	case c.LoraDropout != 0:
 		return errors.New("target_parameters does not work with lora_dropout: there is no input to drop from")
 	case !slices.Contains([]Init{InitDefault, InitGaussian, InitRandom}, c.InitLoraWeights):

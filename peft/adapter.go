@@ -47,6 +47,9 @@ type Param struct {
 	// Unsaved tensors are not part of the file: Init or Derive make them again from the
 	// configuration and the base, with seed 0.
 	Unsaved bool
+	// InBase marks a tensor that Python's peft trains in the base itself, such as a bias: it
+	// is no parameter more.
+	InBase bool
 	// NoDecay exempts the tensor from weight decay, as transformers' Trainer does
 	// biases and the weights of norms.
 	NoDecay bool

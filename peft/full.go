@@ -71,6 +71,7 @@ func (c Full) Attach(base site.Base) (Adapter, error) {
 	for _, p := range base.Parameters() {
 		if chosen[owner(p.Name)] {
 			a.copyParameter(base, p, p.Name)
+			a.params[len(a.params)-1].InBase = true
 		}
 	}
 	return a, nil

@@ -28,13 +28,15 @@ func (pm *PeftModel) TrainableParameters() Count {
 	return c
 }
 
-// added is the number of parameters that the adapter adds to those of the base; full
-// fine-tuning trains the base's own.
+// added is the number of parameters that the adapter adds to those of the base.
 func (na *namedAdapter) added() int64 {
-	if _, ok := na.adapter.(*full); ok {
-		return 0
+	n := na.trainable()
+	for _, p := range na.layout.Params() {
+		if p.InBase {
+			n -= int64(p.fileSize())
+		}
 	}
-	return na.trainable()
+	return n
 }
 
 // trainable is the number of trainable values, without what pads them (Param.FileShape).

@@ -7,6 +7,8 @@ the file, step.KEY after one step of AdamW, and merged_logits. pefttest.Golden r
 import contextlib
 import io
 import json
+import pathlib
+import tempfile
 import warnings
 
 from adapters import save
@@ -46,9 +48,12 @@ def printed(model):
     return text.getvalue().rstrip("\n")
 
 
-def make(root, family, case, config, *, drawn=("lora_A",), noise=0.1, merge=True, before=None, after_step=None, quiet=False, prepare=None):
+def make(root, family, case, config, *, drawn=("lora_A",), noise=0.1, merge=True, before=None, after_step=None, quiet=False, prepare=None,
+         converted=False):
     """Write one case. prepare(base) may change the loaded base first, before(model) the adapter after it was randomised,
-    after_step(model, step) is called after the optimizer's step. quiet: peft's warnings are expected."""
+    after_step(model, step) is called after the optimizer's step. quiet: peft's warnings are expected.
+    converted: the base was changed; MODEL-CASE/converted/ is the adapter by peft's conversion for the base as it was.
+    (With DoRA there is none: peft's conversion loses the magnitudes.)"""
     key = f"{family}-{case}"
     folder, path = fresh(root / "methods" / key), root / "families" / family
     ids, labels = batch(key)
@@ -67,13 +72,23 @@ def make(root, family, case, config, *, drawn=("lora_A",), noise=0.1, merge=True
     unexpected = [str(w.message) for w in seen if not any(k in str(w.message) for k in known)]
     if unexpected and not quiet:
         raise SystemExit(f"{key}: peft warns: {unexpected}")
-    model.peft_config["default"].base_model_name_or_path = f"families/{family}"  # not the path of this machine
-    randomise(model, key, drawn, noise)
-    if before:
-        before(model)
-    save(model, folder, save_embedding_layers=False)
+    adapter = model.peft_config["default"]
+    adapter.base_model_name_or_path = f"families/{family}"  # not the path of this machine
+    with tempfile.TemporaryDirectory() as initial:
+        converts = converted and not config.use_dora
+        if converts:
+            init, adapter.init_lora_weights = adapter.init_lora_weights, True
+            save(model, pathlib.Path(initial, "initial"))
+            adapter.init_lora_weights = init
+        randomise(model, key, drawn, noise)
+        if before:
+            before(model)
+        save(model, folder, save_embedding_layers=False)
+        if converts:
+            save(model, folder / "converted", save_embedding_layers=False,
+                 path_initial_model_for_weight_conversion=str(pathlib.Path(initial, "initial")))
     trainable, everything = model.get_nb_trainable_parameters()
-    info = dict(model=family, case=case, trainable=trainable, all=everything, printed=printed(model), merge=merge,
+    info = dict(model=family, case=case, trainable=trainable, all=everything, printed=printed(model), merge=merge, converted=converted,
                 config=json.loads((folder / "adapter_config.json").read_text()))
 
     run = model(input_ids=ids, labels=labels, use_cache=False)

@@ -9,7 +9,7 @@ from adapters import save
 from common import fresh, rng, write_tensors
 from methods import make, randomise
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import EvaConfig, LoraConfig, get_peft_model
 
 
 def lora(**options):
@@ -24,6 +24,36 @@ def main(root):
     make(root, "llama", "lora_only_parameters", lora(target_modules=[], target_parameters=["k_proj.weight"], use_rslora=True))
     make(root, "llama", "lora_replicated", lora(target_modules=["q_proj", "up_proj"], layer_replication=[[0, 1], [0, 2], [1, 2]]), merge=False)
     experts(root)
+    options(root)
+    initialisations(root)
+
+
+def options(root):
+    make(root, "llama", "lora_dora", lora(target_modules=["q_proj", "down_proj"], use_dora=True))
+    make(root, "llama", "lora_dora_rslora", lora(target_modules=["v_proj", "up_proj"], use_dora=True, use_rslora=True,
+                                                 rank_pattern={"up_proj": 3}, alpha_pattern={"v_proj": 2}))
+    make(root, "llama", "lora_dora_embedding", lora(target_modules=["embed_tokens"], use_dora=True), drawn=("lora_embedding_B",))
+    make(root, "llama_bias", "lora_dora_bias", lora(target_modules=["q_proj", "up_proj"], use_dora=True, bias="lora_only"), quiet=True)
+    make(root, "gpt2", "lora_transposed", lora(target_modules=["c_attn", "c_fc"], fan_in_fan_out=True))
+    make(root, "gpt2", "lora_transposed_dora", lora(target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, use_dora=True))
+    make(root, "qwen2", "lora_bias_all", lora(target_modules=["q_proj", "up_proj"], bias="all"), quiet=True)
+    make(root, "qwen2", "lora_bias_only", lora(target_modules=["v_proj", "up_proj"], bias="lora_only"), quiet=True)
+    make(root, "qwen2", "lora_lora_bias", lora(target_modules=["q_proj", "k_proj"], lora_bias=True))
+    make(root, "llama", "lora_lora_bias", lora(target_modules=["q_proj"], lora_bias=True), merge=False, quiet=True)
+
+
+def initialisations(root):
+    """A and B are drawn: those of a decomposition may change their sign from processor to processor, their product may not."""
+    both = ("lora_A", "lora_B")
+    for case, family, config in (
+            ("pissa", "llama", dict(target_modules=["q_proj", "down_proj"], init_lora_weights="pissa", rank_pattern={"down_proj": 3})),
+            ("pissa_rslora", "llama", dict(target_modules=["o_proj"], init_lora_weights="pissa", use_rslora=True)),
+            ("pissa_dora", "llama", dict(target_modules=["k_proj"], init_lora_weights="pissa", use_dora=True)),
+            ("pissa_transposed", "gpt2", dict(target_modules=["c_fc"], init_lora_weights="pissa", fan_in_fan_out=True)),
+            ("olora", "llama", dict(target_modules=["v_proj", "down_proj"], init_lora_weights="olora"))):
+        make(root, family, "lora_" + case, lora(**config), drawn=both, converted=True, quiet=True)
+    make(root, "llama", "lora_orthogonal", lora(target_modules=["q_proj"], init_lora_weights="orthogonal"), drawn=both)
+    make(root, "llama", "lora_eva", lora(target_modules=["q_proj"], init_lora_weights="eva", eva_config=EvaConfig(rho=1.5)), drawn=both, quiet=True)
 
 
 class Experts(torch.nn.Module):
