@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,14 +38,26 @@ func (m *Model) Export(ctx context.Context, dir string, edit func(p site.Paramet
 	return m.core.export(ctx, dir, m.Tokenizer, edit)
 }
 
+// exported is the model that is written: m itself, or a variant of it.
+type exported struct {
+	network network
+	json    []byte
+	// from returns m's parameter that one of network has its values from; nil: the same.
+	from func(name string) string
+}
+
 func (m *core) export(ctx context.Context, dir string, tok *tokenizer.Tokenizer, edit func(site.Parameter, []float32) (bool, error)) error {
-	if err := m.exportTo(ctx, dir, tok, edit); err != nil {
+	return m.exportAs(ctx, dir, tok, exported{m.network, m.config.JSON, nil}, edit)
+}
+
+func (m *core) exportAs(ctx context.Context, dir string, tok *tokenizer.Tokenizer, as exported, edit func(site.Parameter, []float32) (bool, error)) error {
+	if err := m.exportTo(ctx, dir, tok, as, edit); err != nil {
 		return fmt.Errorf("models: export to %q: %w", dir, err)
 	}
 	return nil
 }
 
-func (m *core) exportTo(ctx context.Context, dir string, tok *tokenizer.Tokenizer, edit func(site.Parameter, []float32) (bool, error)) error {
+func (m *core) exportTo(ctx context.Context, dir string, tok *tokenizer.Tokenizer, as exported, edit func(site.Parameter, []float32) (bool, error)) error {
 	if m.folder.holds(dir) {
 		return errors.New("the model was loaded from this folder: wanted another one")
 	}
@@ -60,20 +73,25 @@ func (m *core) exportTo(ctx context.Context, dir string, tok *tokenizer.Tokenize
 		defer opened.Close()
 		src = opened
 	}
-	list := make([]safetensors.Tensor, 0, len(m.Parameters()))
+	parameters := as.network.Parameters()
+	list := make([]safetensors.Tensor, 0, len(parameters))
 	infos := make([]safetensors.TensorInfo, 0, cap(list))
-	for _, p := range m.Parameters() {
-		info, ok := src.Info(p.Name)
-		if !ok {
-			return fmt.Errorf("parameter %q is no longer in the checkpoint", p.Name)
+	for _, p := range parameters {
+		from := p.Name
+		if as.from != nil {
+			from = as.from(p.Name)
 		}
-		info.Name = storedName(m.network, p.Name)
+		info, ok := src.Info(from)
+		if !ok {
+			return fmt.Errorf("parameter %q is no longer in the checkpoint", from)
+		}
+		info.Name = storedName(as.network, p.Name)
 		list = append(list, safetensors.Tensor{Name: info.Name, DType: info.DType, Shape: info.Shape,
 			Data: func(w io.Writer) error {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				return writeTensor(w, src, p, info, edit)
+				return writeTensor(w, src, from, p, info, edit)
 			}})
 		infos = append(infos, info)
 	}
@@ -82,7 +100,7 @@ func (m *core) exportTo(ctx context.Context, dir string, tok *tokenizer.Tokenize
 		if err := keepFiles(old, dir); err != nil {
 			return err
 		}
-		if err := m.writeConfigs(dir, tok); err != nil {
+		if err := m.writeConfigs(dir, as.json, tok); err != nil {
 			return err
 		}
 		if err := safetensors.WriteSharded(dir, map[string]string{"format": "pt"}, list, safetensors.DefaultShardSize); err != nil {
@@ -133,13 +151,13 @@ func keepFiles(old, dir string) error {
 	return nil
 }
 
-// writeTensor writes one tensor, changed or as it is.
-func writeTensor(w io.Writer, src source, p site.Parameter, info safetensors.TensorInfo, edit func(site.Parameter, []float32) (bool, error)) error {
-	data, err := src.Bytes(p.Name)
+// writeTensor writes one tensor of the source, changed or as it is, as parameter p.
+func writeTensor(w io.Writer, src source, from string, p site.Parameter, info safetensors.TensorInfo, edit func(site.Parameter, []float32) (bool, error)) error {
+	data, err := src.Bytes(from)
 	if err != nil {
 		return err
 	}
-	defer src.Release(p.Name)
+	defer src.Release(from)
 	if edit != nil {
 		values := make([]float32, p.Size())
 		if err := safetensors.DecodeFloat32s(values, data, info.DType); err != nil {
@@ -154,15 +172,32 @@ func writeTensor(w io.Writer, src source, p site.Parameter, info safetensors.Ten
 			if err := safetensors.EncodeFloat32s(data, values, info.DType); err != nil {
 				return err
 			}
+			if err := checkRange(p.Name, values, data, info.DType); err != nil {
+				return err
+			}
 		}
 	}
 	_, err = w.Write(data)
 	return err
 }
 
+// checkRange refuses values that are too large for the dtype they were rounded to.
+func checkRange(name string, values []float32, data []byte, dtype safetensors.DType) error {
+	stored := make([]float32, len(values))
+	if err := safetensors.DecodeFloat32s(stored, data, dtype); err != nil {
+		return err
+	}
+	for i, v := range stored {
+		if math.IsInf(float64(v), 0) && !math.IsInf(float64(values[i]), 0) {
+			return fmt.Errorf("parameter %q: element %d is %g, which is more than its dtype %s holds", name, i, values[i], dtype)
+		}
+	}
+	return nil
+}
+
 // writeConfigs writes what is in a model folder besides the weights.
-func (m *core) writeConfigs(dir string, tok *tokenizer.Tokenizer) error {
-	if err := os.WriteFile(filepath.Join(dir, configFile), m.config.JSON, 0o644); err != nil {
+func (m *core) writeConfigs(dir string, json []byte, tok *tokenizer.Tokenizer) error {
+	if err := os.WriteFile(filepath.Join(dir, configFile), json, 0o644); err != nil {
 		return err
 	}
 	if m.folder != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/gomlx/gomlx/core/tensors"
 
@@ -17,6 +18,8 @@ type MergeReport struct {
 	Tensors []MergedTensor
 	// MaxChange is the largest |W' - W| of all, before rounding to the stored dtype.
 	MaxChange float32
+	// Untied names the weights that modules shared in the base and now have of their own.
+	Untied []string
 }
 
 // MergedTensor is one tensor that was changed.
@@ -27,23 +30,30 @@ type MergedTensor struct {
 
 // String is one line.
 func (r MergeReport) String() string {
-	return fmt.Sprintf("merged %d tensors, largest change %.4g", len(r.Tensors), r.MaxChange)
+	line := fmt.Sprintf("merged %d tensors, largest change %.4g", len(r.Tensors), r.MaxChange)
+	if len(r.Untied) > 0 {
+		line += ", untied " + strings.Join(r.Untied, ", ")
+	}
+	return line
 }
 
 // Merge writes the base with the active adapters merged into its weights to the
 // folder dir, as a checkpoint in the base's format that needs no adapter: W' = W +
 // what the adapters change, in float32, rounded once to the dtype that W is
 // stored in. Tensors are read, changed and written one at a time; the base in memory
-// stays as it was. A model that dir holds is replaced as a whole, or untouched on
-// error; the models of package models refuse a dir with anything else in it.
+// stays as it was, so that there is nothing to undo, and merging again gives the same. A
+// model that dir holds is replaced as a whole, or untouched on error; the models of package
+// models refuse a dir with anything else in it, and the folder that they were loaded from.
 //
-// It is an error if a result is NaN or infinite, and if an adapter changes one use
-// only of a weight that several modules share (a tied head): a merged weight cannot
-// express that.
+// Where an adapter changes the embedding or the head only of a model whose head shares the
+// embedding's weight, the result has two weights, and its configuration says that the head
+// is not tied ([MergeReport].Untied). Bases that cannot do that ([site.Untier]) refuse.
+//
+// It is an error if a result is NaN, infinite, or too large for its dtype.
 func (pm *PeftModel) Merge(ctx context.Context, dir string) (MergeReport, error) {
 	m, err := pm.newMerger()
 	if err == nil {
-		err = m.exporter.Export(ctx, dir, m.edit)
+		err = m.export(ctx, dir, m.edit)
 	}
 	if err == nil {
 		err = m.missed()
@@ -62,7 +72,7 @@ func (pm *PeftModel) MergeAndUnload(ctx context.Context, dir string) (MergeRepor
 
 // merger edits the tensors of a base on their way into a checkpoint.
 type merger struct {
-	exporter site.Exporter
+	export func(ctx context.Context, dir string, edit func(site.Parameter, []float32) (bool, error)) error
 	// changes are those of each parameter, by its name, in the order they are made.
 	changes map[string][]change
 	readers []*valueReader
@@ -71,6 +81,8 @@ type merger struct {
 
 type change struct {
 	Merger
+	// name is the adapter's for the parameter.
+	name  string
 	value func(name string) []float32
 }
 
@@ -85,7 +97,7 @@ func (pm *PeftModel) newMerger() (*merger, error) {
 	if !ok {
 		return nil, fmt.Errorf("the base (%T) cannot be written as a checkpoint", pm.set.base)
 	}
-	m := &merger{exporter: exporter, changes: map[string][]change{}}
+	m := &merger{export: exporter.Export, changes: map[string][]change{}}
 	for _, name := range pm.active {
 		na, err := pm.get(name)
 		if err != nil {
@@ -93,30 +105,81 @@ func (pm *PeftModel) newMerger() (*merger, error) {
 		}
 		m.readers = append(m.readers, &valueReader{namedAdapter: *na})
 	}
+	// As in a graph, parameters are replaced first, wherever they are used, then modules, and
+	// then all else is added.
 	shared := sharedWeights(pm.set.base)
-	// As in a graph, parameters are replaced before anything is added to them.
-	for _, replacing := range []bool{true, false} {
+	var untying error
+	for phase := range phases {
 		for i, reader := range m.readers {
 			for _, part := range reader.parts {
 				merge, ok := part.(Merger)
 				if !ok {
 					return nil, fmt.Errorf("adapter %q: method %s cannot be merged", pm.active[i], reader.config.PeftType())
 				}
-				p, ok := part.(ParameterAdapter)
 				for _, name := range merge.Merges() {
-					replaces := ok && p.Replaces(name)
-					if replaces != replacing {
+					if phaseOf(part, name) != phase {
 						continue
 					}
-					if with, ok := shared[name]; ok && !replaces {
-						return nil, fmt.Errorf("adapter %q: %q shares its values with %q, which the adapter must not change: untie them before merging", pm.active[i], name, with)
+					if with, ok := shared[name]; ok && phase > 0 && untying == nil {
+						untying = fmt.Errorf("adapter %q: %q shares its values with %q, which the adapter must not change: the base (%T) cannot untie them", pm.active[i], name, with, exporter)
 					}
-					m.changes[name] = append(m.changes[name], change{merge, reader.value})
+					m.changes[name] = append(m.changes[name], change{merge, name, reader.value})
 				}
 			}
 		}
+		if phase == 0 {
+			m.replaceShared(pm.set.base)
+		}
+	}
+	if untying == nil {
+		m.forgetShared(pm.set.base)
+		return m, nil
+	}
+	untier, ok := exporter.(site.Untier)
+	if !ok {
+		return nil, untying
+	}
+	m.export = untier.ExportUntied
+	for _, module := range pm.set.base.Modules() {
+		if module.TiedTo != "" {
+			m.report.Untied = append(m.report.Untied, OwnWeight(module))
+		}
 	}
 	return m, nil
+}
+
+// phases is the number of phaseOf's values.
+const phases = 3
+
+// phaseOf says when a part changes a parameter: with all uses of it (0), with its
+// module (1), or by adding to what there is (2).
+func phaseOf(part Adapter, name string) int {
+	if p, ok := part.(ParameterAdapter); ok && p.Replaces(name) {
+		return 0
+	}
+	if m, ok := part.(ModuleAdapter); ok && m.ReplacesModule(owner(name)) {
+		return 1
+	}
+	return 2
+}
+
+// replaceShared has what replaces a shared weight also replace it where it would be a
+// module's own.
+func (m *merger) replaceShared(base site.Base) {
+	for _, module := range base.Modules() {
+		if changes := m.changes[module.Weight()]; module.TiedTo != "" && len(changes) > 0 {
+			m.changes[OwnWeight(module)] = slices.Clone(changes)
+		}
+	}
+}
+
+// forgetShared drops what would change weights that modules do not have of their own.
+func (m *merger) forgetShared(base site.Base) {
+	for _, module := range base.Modules() {
+		if module.TiedTo != "" {
+			delete(m.changes, OwnWeight(module))
+		}
+	}
 }
 
 // sharedWeights maps a module's own weight to a module that uses the same values.
@@ -140,7 +203,7 @@ func (m *merger) edit(p site.Parameter, values []float32) (bool, error) {
 	delete(m.changes, p.Name)
 	frozen := slices.Clone(values)
 	for _, c := range changes {
-		if err := c.Merge(p.Name, values, frozen, c.value); err != nil {
+		if err := c.Merge(c.name, values, frozen, c.value); err != nil {
 			return false, fmt.Errorf("parameter %q: %w", p.Name, err)
 		}
 	}

@@ -144,6 +144,15 @@ type View interface {
 	Structure() string
 }
 
+// Untier is an [Exporter] that can also write itself with its head untied.
+type Untier interface {
+	Exporter
+	// ExportUntied is Export of the same model whose head no longer shares its weight but
+	// has one of its own: edit sees that under the name that it has then, with the values
+	// that were shared. It is an error if the model cannot be that.
+	ExportUntied(ctx context.Context, dir string, edit func(p Parameter, values []float32) (changed bool, err error)) error
+}
+
 // RowView is a view that treats the rows of a batch differently.
 type RowView interface {
 	View

@@ -1,0 +1,137 @@
+package peft_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gopeft/gopeft/internal/basetest"
+	"github.com/gopeft/gopeft/lora"
+	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/site"
+)
+
+// requireMerges merges a view into a new folder and compares the logits.
+func requireMerges(t *testing.T, pm *peft.PeftModel) (dir string, report peft.MergeReport) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "merged")
+	report, err := pm.Merge(t.Context(), dir)
+	require.NoError(t, err)
+	ids, labels := batch()
+	want := basetest.Evaluate(t, pm, ids, labels).Logits
+	ids, labels = batch()
+	basetest.RequireClose(t, want, basetest.Evaluate(t, view(t, basetest.Load(t, dir)), ids, labels).Logits, 1e-5, "merged")
+	return dir, report
+}
+
+// An adapter of the embedding or the head alone unties them, on disk and not in the base
+// (peft.md 3.6, 8.52); one that replaces the shared weight leaves them tied.
+func TestMergeUnties(t *testing.T) {
+	for _, family := range []string{"llama_tied", "gpt2", "gemma2"} {
+		base := basetest.Load(t, filepath.Join(basetest.Fixtures, "families", family))
+		modules := base.Modules()
+		embedding := modules[slices.IndexFunc(modules, func(m site.Module) bool { return m.Path == base.Head().TiedTo })].Path
+		head := base.Head().Path
+		before := fingerprint(t, base)
+		loraOf := func(targets ...string) peft.Config {
+			return lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom, TargetModules: peft.Modules(targets...)}
+		}
+		for name, c := range map[string]struct {
+			configs []peft.Config
+			untied  bool
+		}{
+			"embedding":         {[]peft.Config{loraOf(embedding)}, true},
+			"head":              {[]peft.Config{loraOf(head)}, true},
+			"both":              {[]peft.Config{loraOf(embedding, head)}, true},
+			"saved head":        {[]peft.Config{lora.LoraConfig{R: 2, TargetModules: peft.AllLinear, ModulesToSave: peft.Strings{head}}}, true},
+			"full":              {[]peft.Config{peft.Full{TargetModules: peft.Modules(embedding)}}, false},
+			"full and head":     {[]peft.Config{loraOf(head), peft.Full{TargetModules: peft.Modules(embedding)}}, true},
+			"neither":           {[]peft.Config{lora.LoraConfig{R: 2, TargetModules: peft.AllLinear, InitLoraWeights: lora.InitRandom}}, false},
+			"head, saved later": {[]peft.Config{loraOf(head), lora.LoraConfig{R: 2, TargetModules: peft.AllLinear, ModulesToSave: peft.Strings{embedding}}}, true},
+		} {
+			t.Run(family+"/"+name, func(t *testing.T) {
+				pm := attach(t, base, c.configs[0], peft.Options{Name: "0"})
+				names := []string{"0"}
+				for _, config := range c.configs[1:] {
+					require.NoError(t, pm.AddAdapter(config, peft.Options{Name: "1"}))
+					names = append(names, "1")
+				}
+				for _, name := range names {
+					disturb(t, pm, name)
+				}
+				dir, report := requireMerges(t, selected(t, pm, names...))
+				var config map[string]any
+				require.NoError(t, json.Unmarshal(read(t, dir, "config.json"), &config))
+				if c.untied {
+					require.Equal(t, []string{head + ".weight"}, report.Untied)
+					require.Equal(t, false, config["tie_word_embeddings"])
+					require.Contains(t, report.String(), ", untied "+head+".weight")
+				} else {
+					require.Empty(t, report.Untied)
+					require.NotEqual(t, false, config["tie_word_embeddings"])
+				}
+				require.Equal(t, before, fingerprint(t, base))
+			})
+		}
+	}
+}
+
+// Merging once more gives the same files, into another folder and the same one; merging
+// into the base's own folder is refused (issue: merging twice; peft.md 8.52).
+func TestMergeTwice(t *testing.T) {
+	base := family(t, "llama_tied")
+	pm := attach(t, base, lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom, TargetModules: peft.Modules("q_proj", "lm_head")})
+	one, report := requireMerges(t, pm)
+	two, again := requireMerges(t, pm)
+	require.Equal(t, report, again)
+	same := func(a, b string) {
+		t.Helper()
+		for _, file := range []string{"config.json", "model.safetensors"} {
+			require.True(t, bytes.Equal(read(t, a, file), read(t, b, file)), file)
+		}
+	}
+	same(one, two)
+	_, err := pm.Merge(t.Context(), two)
+	require.NoError(t, err)
+	same(one, two)
+	_, err = pm.Merge(t.Context(), filepath.Join(basetest.Fixtures, "families", "llama_tied"))
+	require.ErrorContains(t, err, "the model was loaded from this folder")
+}
+
+// Several adapters merged one after the other, each into what the one before wrote, give
+// what they give at once (peft.md 8.23).
+func TestMergeOneAfterTheOther(t *testing.T) {
+	base := family(t, "llama")
+	files := t.TempDir()
+	pm := attach(t, base, lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom}, peft.Options{Name: "a"})
+	require.NoError(t, pm.AddAdapter(lora.LoraConfig{R: 3, TargetModules: peft.AllLinear, InitLoraWeights: lora.InitRandom}, peft.Options{Name: "b", Seed: 2}))
+	both := selected(t, pm, "b", "a")
+	require.NoError(t, both.SavePretrained(files))
+	dir := filepath.Join(t.TempDir(), "1")
+	_, err := selected(t, pm, "a").Merge(t.Context(), dir)
+	require.NoError(t, err)
+	next, err := peft.LoadAdapter(basetest.Load(t, dir), filepath.Join(files, "b"))
+	require.NoError(t, err)
+	dir2, _ := requireMerges(t, next)
+	ids, labels := batch()
+	want := basetest.Evaluate(t, both, ids, labels).Logits
+	ids, labels = batch()
+	basetest.RequireClose(t, want, basetest.Evaluate(t, view(t, basetest.Load(t, dir2)), ids, labels).Logits, 1e-5, "one after the other")
+}
+
+// A merged value that the stored dtype cannot hold is an error, and no folder appears.
+func TestMergeOverflow(t *testing.T) {
+	base := basetest.Load(t, filepath.Join(basetest.Fixtures, "families", "llama_f16"))
+	pm := attach(t, base, lora.LoraConfig{R: 1, LoraAlpha: 1e6, InitLoraWeights: lora.InitRandom, TargetModules: peft.Modules("q_proj")})
+	dir := filepath.Join(t.TempDir(), "merged")
+	_, err := pm.Merge(t.Context(), dir)
+	require.ErrorContains(t, err, `parameter "model.layers.0.self_attn.q_proj.weight": element`)
+	require.ErrorContains(t, err, "which is more than its dtype F16 holds")
+	_, err = os.Stat(dir)
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
