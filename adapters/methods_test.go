@@ -11,6 +11,7 @@ import (
 // Adapters made by Python's peft mean the same here, and train the same.
 func TestMethods(t *testing.T) {
 	pefttest.Golden(t, "*-ln_tuning_*")
+	pefttest.Golden(t, "*-tokens_*")
 }
 
 func TestLNTuningConformance(t *testing.T) {
@@ -21,5 +22,22 @@ func TestLNTuningConformance(t *testing.T) {
 		}, Alone: true},
 	} {
 		t.Run(name, func(t *testing.T) { pefttest.Run(t, s) })
+	}
+}
+
+// all tokens of the tiny models but some.
+func tokens(from, to int) []int {
+	var list []int
+	for i := to - 1; i >= from; i-- {
+		list = append(list, i)
+	}
+	return list
+}
+
+func TestTrainableTokensConformance(t *testing.T) {
+	for _, family := range []string{"gemma_untied", "llama_relu"} {
+		t.Run(family, func(t *testing.T) {
+			pefttest.Run(t, pefttest.Suite{Config: adapters.TrainableTokensConfig{TokenIndices: tokens(3, 50)}, Family: family, Alone: true})
+		})
 	}
 }

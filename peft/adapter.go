@@ -30,6 +30,9 @@ type Param struct {
 	Key string
 	// OldKeys are names that older files have in place of Name.
 	OldKeys []string
+	// Twins are names like Name under which the file has the tensor once more, since Python
+	// shares it between modules. All must be the same.
+	Twins []string
 	// Shape is row-major as in the file.
 	Shape []int
 	// FileShape is the shape in the file if that is smaller: the file holds what is less
@@ -158,6 +161,19 @@ type ModuleAdapter interface {
 	ReplacesModule(path string) bool
 	// Module returns the output on any input x of a module that ReplacesModule reports.
 	Module(u *Use, x *graph.Node) *graph.Node
+}
+
+// PartialModuleAdapter is a [ModuleAdapter] that replaces rows of a weight and leaves the
+// rest to what stands there without it, see [Use.Module]: several can be active on one module.
+type PartialModuleAdapter interface {
+	Adapter
+	ModuleAdapter
+	// RowsOf returns the rows of the weight of a target that are replaced. No other active
+	// adapter may replace them too.
+	RowsOf(path string) []int
+	// Everywhere reports whether merging the named parameter changes it for all modules
+	// that share it.
+	Everywhere(parameter string) bool
 }
 
 // InputAdapter changes the input of its targets.
@@ -305,6 +321,7 @@ type Use struct {
 	X      *graph.Node
 	values *Values
 	base   func() *graph.Node
+	module func(x *graph.Node) *graph.Node
 }
 
 // Values are all tensors of the adapter.
@@ -319,6 +336,10 @@ func (u *Use) Value(suffix string) *graph.Node {
 func (u *Use) Cast(suffix string) *graph.Node {
 	return graph.ConvertDType(u.Value(suffix), u.Pass.DType)
 }
+
+// Module returns, for a [PartialModuleAdapter], the output on any input of what it takes the
+// place of: the base module, or what another adapter made of it.
+func (u *Use) Module(x *graph.Node) *graph.Node { return u.module(x) }
 
 // Base returns the output of the base module on the untransformed input, built once.
 func (u *Use) Base() *graph.Node { return u.base() }

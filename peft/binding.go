@@ -196,6 +196,7 @@ func (b *Binding) Apply(p *site.Pass, s *site.Site) *graph.Node {
 		use := &Use{Pass: p, Site: s, X: s.X, values: part.values, base: base}
 		uses[i] = use
 		if m, ok := part.part.(ModuleAdapter); ok && m.ReplacesModule(s.Path) {
+			use.module = module
 			module = func(x *graph.Node) *graph.Node { return m.Module(use, x) }
 		}
 	}

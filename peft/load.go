@@ -118,9 +118,29 @@ func (na *namedAdapter) read(base site.Base, dir string) error {
 			return false, err
 		}
 		file.Release(name)
-		return true, checkFinite(p.Name, values)
+		if err := checkFinite(p.Name, values); err != nil {
+			return false, err
+		}
+		return true, checkTwins(p, file, names, values)
 	})
 	return err
+}
+
+// checkTwins compares a tensor's values with the others that the file has of it.
+func checkTwins(p Param, file *safetensors.File, names map[string]string, values []float32) error {
+	for _, twin := range p.Twins {
+		other := make([]float32, len(values))
+		if err := file.Float32s(names[twin], other); err != nil {
+			return err
+		}
+		if err := checkFinite(twin, other); err != nil {
+			return err
+		}
+		if !slices.Equal(values, other) {
+			return fmt.Errorf("tensors %q and %q differ, but they are one", p.Name, twin)
+		}
+	}
+	return nil
 }
 
 func readConfig(dir string) ([]byte, error) {
@@ -173,7 +193,7 @@ func compare(params []Param, file *safetensors.File, base site.Base) (map[string
 		names[short] = name
 	}
 	wanted := map[string]bool{}
-	for _, p := range params {
+	for _, p := range withTwins(params) {
 		if p.Unsaved {
 			continue
 		}
@@ -209,6 +229,19 @@ func compare(params []Param, file *safetensors.File, base site.Base) (map[string
 	slices.Sort(r.Copies)
 	slices.Sort(r.Unexpected)
 	return names, r
+}
+
+// withTwins lists the tensors of the file, see [Param].
+func withTwins(params []Param) []Param {
+	var all []Param
+	for _, p := range params {
+		all = append(all, p)
+		for _, twin := range p.Twins {
+			p.Name, p.Key, p.OldKeys = twin, "", nil
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 func isFloat(d safetensors.DType) bool {

@@ -127,7 +127,7 @@ func (pm *PeftModel) conflict() error {
 			by[what] = pm.active[i]
 		}
 	}
-	return nil
+	return pm.rowConflict(by)
 }
 
 // replaced lists the parameters and modules of the base that the adapter's own copies
@@ -135,7 +135,8 @@ func (pm *PeftModel) conflict() error {
 func (na *namedAdapter) replaced(base site.Base) []string {
 	var all []string
 	for _, part := range na.parts {
-		if m, ok := part.(ModuleAdapter); ok {
+		_, partial := part.(PartialModuleAdapter)
+		if m, ok := part.(ModuleAdapter); ok && !partial {
 			for _, target := range part.Targets() {
 				if m.ReplacesModule(target.Path) {
 					all = append(all, target.Path)

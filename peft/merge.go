@@ -157,6 +157,9 @@ func phaseOf(part Adapter, name string) int {
 	if p, ok := part.(ParameterAdapter); ok && p.Replaces(name) {
 		return 0
 	}
+	if p, ok := part.(PartialModuleAdapter); ok && p.Everywhere(name) {
+		return 0
+	}
 	if m, ok := part.(ModuleAdapter); ok && m.ReplacesModule(owner(name)) {
 		return 1
 	}

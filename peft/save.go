@@ -204,8 +204,14 @@ func (na namedAdapter) fileForm() (Config, []FileTensor, error) {
 			}
 		}
 		for _, p := range part.Params() {
-			if !p.Unsaved {
-				list = append(list, FileTensor{Name: p.Name, Key: p.Key, Shape: p.fileShape(), Values: p.crop(values[p.Name])})
+			if p.Unsaved {
+				continue
+			}
+			tensor := FileTensor{Name: p.Name, Key: p.Key, Shape: p.fileShape(), Values: p.crop(values[p.Name])}
+			list = append(list, tensor)
+			for _, twin := range p.Twins {
+				tensor.Name, tensor.Key = twin, ""
+				list = append(list, tensor)
 			}
 		}
 	}

@@ -37,7 +37,9 @@ def keys(model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    of = {t.data_ptr(): k for k, t in state.items()}
+    of = {}
+    for k, t in state.items():
+        of.setdefault(t.data_ptr(), k)  # of a tensor that modules share the first
     return {name: of[p.data_ptr()] for name, p in model.named_parameters() if p.requires_grad}
 
 

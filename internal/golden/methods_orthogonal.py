@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 from methods import make
-from peft import LNTuningConfig
+from peft import LNTuningConfig, TrainableTokensConfig
 
 CAUSAL = dict(task_type="CAUSAL_LM")
 
@@ -21,8 +21,21 @@ def ln_tuning(root):
     case("llama", "save_head", target_modules=["norm"], modules_to_save=["lm_head"])
 
 
+TOKENS = [40, 5, 9, 17, 30, 33, 62, 3]
+
+
+def tokens(root):
+    def case(family, name, **options):
+        make(root, family, "tokens_" + name, TrainableTokensConfig(**CAUSAL, **options), drawn=(), noise=0.3)
+
+    case("llama", "default", token_indices=TOKENS)
+    case("llama_tied", "default", token_indices=TOKENS)
+    case("llama", "both", token_indices=TOKENS[:3], target_modules=["embed_tokens", "lm_head"])
+
+
 def main(root):
     ln_tuning(root)
+    tokens(root)
 
 
 if __name__ == "__main__":
