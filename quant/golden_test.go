@@ -51,7 +51,7 @@ func sameBits(t testing.TB, want, got []float32, what string) {
 	}
 }
 
-var dtypes = map[string]safetensors.DType{"float32": safetensors.F32, "bfloat16": safetensors.BF16, "float16": safetensors.F16}
+var fileDTypes = map[string]safetensors.DType{"float32": safetensors.F32, "bfloat16": safetensors.BF16, "float16": safetensors.F16}
 
 // Codes, absmax, nested statistics and dequantised values are bitsandbytes' own, bit by bit.
 func TestFourBitEqualsBitsandbytes(t *testing.T) {
@@ -69,7 +69,7 @@ func TestFourBitEqualsBitsandbytes(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
 			f := open(t, c.Name)
-			got, err := FourBit{Type: c.Type, BlockSize: c.Block, DoubleQuant: c.Nested}.Quantise(floats(t, f, "weight"), c.Shape, dtypes[c.DType])
+			got, err := FourBit{Type: c.Type, BlockSize: c.Block, DoubleQuant: c.Nested}.Quantise(floats(t, f, "weight"), c.Shape, fileDTypes[c.DType])
 			require.NoError(t, err)
 			require.Equal(t, raw(t, f, "packed"), got.Packed, "codes")
 			levels := codes4[c.Type].levels
@@ -106,7 +106,7 @@ func rounded(t testing.TB, values []float32, dtype safetensors.DType) []float32 
 }
 
 func TestInt8EqualsBitsandbytes(t *testing.T) {
-	for name, dtype := range dtypes {
+	for name, dtype := range fileDTypes {
 		f := open(t, "int8_"+name)
 		info, _ := f.Info("weight")
 		got, err := QuantiseInt8(floats(t, f, "weight"), info.Shape, dtype)

@@ -49,8 +49,8 @@ const perCode = 7.874015718698502e-3
 
 // Dequantise returns the weight's values in float32.
 func (t *Tensor8) Dequantise() ([]float32, error) {
-	if len(t.Shape) != 2 || len(t.Codes) != t.Shape[0]*t.Shape[1] || len(t.SCB) != t.Shape[0] {
-		return nil, fmt.Errorf("quant: int8: shape %v, but %d codes and %d scales", t.Shape, len(t.Codes), len(t.SCB))
+	if err := t.check(); err != nil {
+		return nil, fmt.Errorf("quant: %w", err)
 	}
 	values := make([]float32, len(t.Codes))
 	in := t.Shape[1]
@@ -58,4 +58,15 @@ func (t *Tensor8) Dequantise() ([]float32, error) {
 		values[i] = float32(c) * t.SCB[i/in] * perCode
 	}
 	return values, nil
+}
+
+// check reports codes and scales that do not fit the shape.
+func (t *Tensor8) check() error {
+	if len(t.Shape) != 2 || len(t.Codes) != t.Shape[0]*t.Shape[1] || len(t.SCB) != t.Shape[0] {
+		return fmt.Errorf("int8: shape %v, but %d codes and %d scales", t.Shape, len(t.Codes), len(t.SCB))
+	}
+	if i := slices.IndexFunc(t.SCB, notFinite); i >= 0 {
+		return fmt.Errorf("int8: scale %d is %v", i, t.SCB[i])
+	}
+	return nil
 }

@@ -1,11 +1,9 @@
 package quant
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
@@ -192,10 +190,7 @@ func floatsOf(src Source, name string) ([]float32, error) {
 	if err != nil {
 		return nil, err
 	}
-	values := make([]float32, len(data)/4)
-	for i := range values {
-		values[i] = math.Float32frombits(binary.LittleEndian.Uint32(data[4*i:]))
-	}
+	values := floatsFrom(data)
 	if i := slices.IndexFunc(values, notFinite); i >= 0 {
 		return nil, fmt.Errorf("tensor %q holds %v at element %d", name, values[i], i)
 	}
@@ -211,11 +206,8 @@ func (t *Tensor4) Tensors(weight string) ([]safetensors.Tensor, error) {
 		return safetensors.Tensor{Name: name, DType: safetensors.U8, Shape: shape, Bytes: data}
 	}
 	f32 := func(name string, values []float32) safetensors.Tensor {
-		data := make([]byte, 0, 4*len(values))
-		for _, v := range values {
-			data = binary.LittleEndian.AppendUint32(data, math.Float32bits(v))
-		}
-		return safetensors.Tensor{Name: name, DType: safetensors.F32, Shape: []int{len(values)}, Bytes: data}
+		a := floatArray(name, values)
+		return safetensors.Tensor{Name: name, DType: safetensors.F32, Shape: a.Shape, Bytes: a.Data}
 	}
 	levels := codes4[t.Type].levels
 	list := []safetensors.Tensor{u8(weight, t.Packed, len(t.Packed), 1), f32(weight+suffixMap, levels[:])}

@@ -85,15 +85,6 @@ func (t *Tensor4) Size() int {
 // Blocks is the number of blocks.
 func (t *Tensor4) Blocks() int { return (t.Size() + t.block() - 1) / t.block() }
 
-// Bytes is the memory that codes and statistics take.
-func (t *Tensor4) Bytes() int {
-	n := len(t.Packed) + 4*len(t.Absmax)
-	if t.Nested != nil {
-		n += len(t.Nested.Codes) + 4*len(t.Nested.Absmax) + 4*256 + 4
-	}
-	return n
-}
-
 // Quantise stores a weight in four bits, on all cores. values are row-major and exactly
 // those of dtype F32, F16 or BF16. NaN and infinity are errors.
 func (f FourBit) Quantise(values []float32, shape []int, dtype safetensors.DType) (*Tensor4, error) {

@@ -1,0 +1,160 @@
+package quant
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/gomlx/core/graph"
+
+	"github.com/gopeft/gopeft/internal/safetensors"
+)
+
+// The arrays of a four-bit weight, named as in bitsandbytes' checkpoints.
+const (
+	arrayAbsmax       = "absmax"
+	arrayNestedAbsmax = "nested_absmax"
+	arrayNestedMap    = "nested_quant_map"
+	arrayOffset       = "nested_offset"
+)
+
+// layout4 is a [Tensor4] without its data.
+type layout4 struct {
+	FourBit
+	shape       []int
+	dtype       safetensors.DType
+	nestedBlock int
+}
+
+// Layout implements [Stored].
+func (t *Tensor4) Layout() Layout {
+	l := &layout4{FourBit: t.FourBit, shape: t.Shape, dtype: t.DType}
+	l.DoubleQuant = t.Nested != nil
+	if t.Nested != nil {
+		l.nestedBlock = t.Nested.BlockSize
+	}
+	return l
+}
+
+// Arrays implements [Stored].
+func (t *Tensor4) Arrays() []Array {
+	list := []Array{{"", dtypes.Uint8, []int{len(t.Packed)}, t.Packed}}
+	n := t.Nested
+	if n == nil {
+		return append(list, floatArray(arrayAbsmax, t.Absmax))
+	}
+	return append(list, Array{arrayAbsmax, dtypes.Uint8, []int{len(n.Codes)}, n.Codes}, floatArray(arrayNestedAbsmax, n.Absmax),
+		floatArray(arrayNestedMap, n.Code[:]), floatArray(arrayOffset, []float32{n.Offset}))
+}
+
+func floatArray(name string, values []float32) Array {
+	data := make([]byte, 0, 4*len(values))
+	for _, v := range values {
+		data = binary.LittleEndian.AppendUint32(data, math.Float32bits(v))
+	}
+	return Array{name, dtypes.Float32, []int{len(values)}, data}
+}
+
+func floatsFrom(data []byte) []float32 {
+	values := make([]float32, len(data)/4)
+	for i := range values {
+		values[i] = math.Float32frombits(binary.LittleEndian.Uint32(data[4*i:]))
+	}
+	return values
+}
+
+// Names implements [Layout].
+func (l *layout4) Names() []string {
+	if l.DoubleQuant {
+		return []string{"", arrayAbsmax, arrayNestedAbsmax, arrayNestedMap, arrayOffset}
+	}
+	return []string{"", arrayAbsmax}
+}
+
+// Shape implements [Layout].
+func (l *layout4) Shape() []int { return l.shape }
+
+// Bytes implements [Layout].
+func (l *layout4) Bytes() int {
+	t := Tensor4{FourBit: l.FourBit, Shape: l.shape}
+	codes, blocks := (t.Size()+1)/2, t.Blocks()
+	if !l.DoubleQuant {
+		return codes + 4*blocks
+	}
+	return codes + blocks + 4*((blocks+l.nestedBlock-1)/l.nestedBlock) + 4*256 + 4
+}
+
+// Restore implements [Layout].
+func (l *layout4) Restore(data func(name string) ([]byte, error)) (Stored, error) {
+	read := map[string][]byte{}
+	for _, name := range l.Names() {
+		var err error
+		if read[name], err = data(name); err != nil {
+			return nil, err
+		}
+		read[name] = slices.Clone(read[name])
+	}
+	t := &Tensor4{FourBit: l.FourBit, Shape: l.shape, DType: l.dtype, Packed: read[""]}
+	if !l.DoubleQuant {
+		t.Absmax = floatsFrom(read[arrayAbsmax])
+		return t, t.check()
+	}
+	code, offset := floatsFrom(read[arrayNestedMap]), floatsFrom(read[arrayOffset])
+	if len(code) != 256 || len(offset) != 1 {
+		return nil, fmt.Errorf("nested map of %d values and %d offsets, want 256 and 1", len(code), len(offset))
+	}
+	t.Nested = &Nested{Codes: read[arrayAbsmax], Absmax: floatsFrom(read[arrayNestedAbsmax]), Code: [256]float32(code), Offset: offset[0], BlockSize: l.nestedBlock}
+	return t, t.check()
+}
+
+// Weight implements [Layout]: two levels for each byte from a table of 256, times the
+// block's absmax in float32, rounded once to dtype as bitsandbytes does.
+//
+// The tie is on the table: on the packed bytes it would make XLA copy them.
+func (l *layout4) Weight(array func(name string) *graph.Node, dtype dtypes.DType, tie *graph.Node) *graph.Node {
+	codes := array("")
+	pairs := graph.Const(codes.Graph(), l.pairTable())
+	if tie != nil {
+		pairs = graph.SchedulingBarrier(pairs, tie)
+	}
+	levels := graph.Gather(pairs, graph.InsertAxes(codes, -1)) // [bytes, 2]
+	values := scaleBlocks(levels, l.absmax(array), l.block(), (&Tensor4{Shape: l.shape}).Size())
+	values = graph.ConvertDType(values, dtype)
+	return graph.StopGradient(graph.Reshape(values, l.shape...))
+}
+
+// pairTable holds the two levels of each byte.
+func (l *layout4) pairTable() [][]float32 {
+	levels := codes4[l.Type].levels
+	table := make([][]float32, 256)
+	for b := range table {
+		table[b] = []float32{levels[b>>4], levels[b&15]}
+	}
+	return table
+}
+
+// absmax is one value for each block.
+func (l *layout4) absmax(array func(name string) *graph.Node) *graph.Node {
+	absmax := array(arrayAbsmax)
+	if !l.DoubleQuant {
+		return absmax
+	}
+	decoded := graph.Gather(array(arrayNestedMap), graph.InsertAxes(absmax, -1))
+	scaled := scaleBlocks(decoded, array(arrayNestedAbsmax), l.nestedBlock, absmax.Shape().Size())
+	return graph.Add(scaled, array(arrayOffset))
+}
+
+// scaleBlocks multiplies each block of the first size elements of values by its scale.
+func scaleBlocks(values, scales *graph.Node, block, size int) *graph.Node {
+	blocks := scales.Shape().Size()
+	scales = graph.Reshape(scales, blocks, 1)
+	if size == blocks*block {
+		return graph.Reshape(graph.Mul(graph.Reshape(values, blocks, block), scales), size)
+	}
+	// The last block is partial: each element gets its own copy of the scale.
+	each := graph.Reshape(graph.BroadcastToDims(scales, blocks, block), blocks*block)
+	flat := graph.Reshape(values, values.Shape().Size())
+	return graph.Mul(graph.Slice(flat, graph.AxisRange(0, size)), graph.Slice(each, graph.AxisRange(0, size)))
+}

@@ -1,0 +1,88 @@
+package quant
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
+	"github.com/gomlx/gomlx/core/graph"
+	"github.com/gomlx/gomlx/core/tensors"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gopeft/gopeft/internal/backend"
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
+	"github.com/gopeft/gopeft/internal/safetensors"
+)
+
+// inGraph builds a stored weight from its arrays in a graph, tied to an input.
+func inGraph(t testing.TB, s Stored, dtype dtypes.DType) []float32 {
+	t.Helper()
+	var args []any
+	at := map[string]int{}
+	for i, a := range s.Arrays() {
+		x, err := tensors.FromRaw(nil, 0, shapes.Make(a.DType, a.Shape...), a.Data)
+		require.NoError(t, err)
+		at[a.Name], args = i, append(args, x)
+	}
+	args = append(args, []float32{1, 2, 3})
+	exec, err := graph.NewExec(backendtest.Open(t), func(in []*graph.Node) *graph.Node {
+		w := s.Layout().Weight(func(name string) *graph.Node { return in[at[name]] }, dtype, in[len(in)-1])
+		return graph.ConvertDType(w, dtypes.Float32)
+	})
+	require.NoError(t, err)
+	defer exec.Finalize()
+	out, err := exec.Call1(args...)
+	require.NoError(t, err)
+	require.Equal(t, s.Layout().Shape(), out.Shape().Dimensions)
+	values, err := tensors.CopyFlatData[float32](out)
+	require.NoError(t, err)
+	return values
+}
+
+// A graph makes of a stored weight what the host does, bit by bit; but XLA may fuse the
+// product and the sum of double quantisation, which rounds once where the host does twice.
+func TestGraphEqualsHost(t *testing.T) {
+	for name, s := range map[string]Scheme{
+		"nf4": NF4{}, "nf4 double": NF4{DoubleQuant: true}, "fp4 32": FP4{BlockSize: 32}, "fp4 double": FP4{DoubleQuant: true, BlockSize: 128}, "int8": INT8{},
+	} {
+		require.NoError(t, s.Validate())
+		for _, shape := range [][]int{{8, 64}, {3, 43}, {70, 260}, {1, 1}} {
+			values := make([]float32, shape[0]*shape[1])
+			r := rand.New(rand.NewPCG(1, uint64(len(values))))
+			for i := range values {
+				values[i] = float32(r.NormFloat64())
+			}
+			stored, err := s.Store(values, shape, safetensors.F32)
+			require.NoError(t, err)
+			want, err := stored.Dequantise()
+			require.NoError(t, err)
+			got := inGraph(t, stored, dtypes.Float32)
+			if backend.IsGo(backendtest.Open(t)) || !strings.HasSuffix(name, "double") {
+				sameBits(t, want, got, name)
+			} else {
+				require.InDeltaSlice(t, want, got, 2e-6, name)
+			}
+			bytes := 0
+			data := map[string][]byte{}
+			for _, a := range stored.Arrays() {
+				bytes += len(a.Data)
+				data[a.Name] = a.Data
+			}
+			require.Equal(t, bytes, stored.Layout().Bytes(), name)
+			again, err := Dequantised(stored.Layout(), func(name string) ([]byte, error) { return data[name], nil })
+			require.NoError(t, err)
+			sameBits(t, want, again, name)
+		}
+	}
+}
+
+func TestSkips(t *testing.T) {
+	for _, s := range []Scheme{NF4{Skip: []string{"q_proj", "layers.0.up"}}, FP4{Skip: []string{"q_proj", "layers.0.up"}}, INT8{Skip: []string{"q_proj", "layers.0.up"}}} {
+		require.True(t, s.Skips("model.layers.1.q_proj"))
+		require.True(t, s.Skips("model.layers.0.up"))
+		require.False(t, s.Skips("model.layers.1.up"))
+		require.False(t, s.Skips("model.layers.1.aq_proj"))
+	}
+}
