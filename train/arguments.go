@@ -7,6 +7,8 @@ import (
 	"io"
 	"math"
 	"slices"
+
+	"github.com/gopeft/gopeft/peft"
 )
 
 // Arguments are the settings of a [Trainer]. Names and meanings are those of
@@ -46,6 +48,13 @@ type Arguments struct {
 
 	// LearningRate is the full rate, which LrSchedulerType scales. 0: 5e-5.
 	LearningRate float64
+	// LoraPlusLRRatio is LoRA+ (Hayou et al. 2024, arXiv:2402.12354): matrices B of LoRA
+	// and vectors (biases, DoRA's magnitudes) have a rate this many times LearningRate. It
+	// should be more than 1; the paper's is 16. 0: all have the same rate.
+	LoraPlusLRRatio float64
+	// LoraPlusLREmbedding is the rate of adapters of embeddings with LoRA+, in place of
+	// LearningRate. 0: 1e-6, as in peft.
+	LoraPlusLREmbedding float64
 	// LrSchedulerType is linear by default.
 	LrSchedulerType SchedulerType
 	// WarmupSteps is the number of optimizer steps over which the rate rises from 0.
@@ -128,6 +137,7 @@ const ResumeLast = "last"
 const (
 	defaultEpochs       = 3
 	defaultLearningRate = 5e-5
+	defaultLREmbedding  = 1e-6
 	defaultMaxGradNorm  = 1
 	defaultSaveSteps    = 500
 	defaultLoggingSteps = 10
@@ -140,6 +150,9 @@ func (a Arguments) withDefaults() Arguments {
 	a.PerDeviceEvalBatchSize = cmp.Or(a.PerDeviceEvalBatchSize, defaultBatchSize)
 	a.GradientAccumulationSteps = cmp.Or(a.GradientAccumulationSteps, 1)
 	a.LearningRate = cmp.Or(a.LearningRate, defaultLearningRate)
+	if a.LoraPlusLRRatio != 0 {
+		a.LoraPlusLREmbedding = cmp.Or(a.LoraPlusLREmbedding, defaultLREmbedding)
+	}
 	a.MaxGradNorm = cmp.Or(a.MaxGradNorm, defaultMaxGradNorm)
 	a.SaveSteps = cmp.Or(a.SaveSteps, defaultSaveSteps)
 	a.LoggingSteps = cmp.Or(a.LoggingSteps, defaultLoggingSteps)
@@ -172,6 +185,9 @@ func (a Arguments) Validate() error {
 		bad(count.value < 0, "%s is %d, want 0 or more", count.name, count.value)
 	}
 	bad(!finite(a.LearningRate) || a.LearningRate < 0, "LearningRate is %g, want more than 0", a.LearningRate)
+	bad(!finite(a.LoraPlusLRRatio) || a.LoraPlusLRRatio < 0, "LoraPlusLRRatio is %g, want more than 0", a.LoraPlusLRRatio)
+	bad(!finite(a.LoraPlusLREmbedding) || a.LoraPlusLREmbedding < 0, "LoraPlusLREmbedding is %g, want more than 0", a.LoraPlusLREmbedding)
+	bad(a.LoraPlusLRRatio == 0 && a.LoraPlusLREmbedding > 0, "LoraPlusLREmbedding is %g, but LoraPlusLRRatio is 0", a.LoraPlusLREmbedding)
 	bad(!finite(a.MaxGradNorm) || a.MaxGradNorm > 0 && float32(a.MaxGradNorm) == 0, "MaxGradNorm is %g, want a number that float32 has", a.MaxGradNorm)
 	bad(!(a.WarmupRatio >= 0 && a.WarmupRatio <= 1), "WarmupRatio is %g, want 0 to 1", a.WarmupRatio)
 	bad(a.LrSchedulerType < 0 || int(a.LrSchedulerType) >= len(schedulerNames), "LrSchedulerType is %d, which does not exist", int(a.LrSchedulerType))
@@ -193,6 +209,15 @@ func (a Arguments) Validate() error {
 		return fmt.Errorf("train: arguments: %w", err)
 	}
 	return nil
+}
+
+// rates are those of the groups of LoRA+, relative to LearningRate.
+func (a Arguments) rates() groupRates {
+	rates := groupRates{peft.GroupOther: 1, peft.GroupB: 1, peft.GroupEmbedding: 1}
+	if a.LoraPlusLRRatio != 0 {
+		rates[peft.GroupB], rates[peft.GroupEmbedding] = a.LoraPlusLRRatio, a.LoraPlusLREmbedding/a.LearningRate
+	}
+	return rates
 }
 
 func (a Arguments) adamw() AdamW {

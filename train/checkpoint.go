@@ -169,6 +169,9 @@ func (t *Trainer) decisive() map[string]any {
 		"max_grad_norm":               max(0, a.MaxGradNorm),
 		"loss":                        fmt.Sprintf("%T", a.Loss),
 	}
+	if a.LoraPlusLRRatio != 0 {
+		out["loraplus_lr_ratio"], out["loraplus_lr_embedding"] = a.LoraPlusLRRatio, a.LoraPlusLREmbedding
+	}
 	if a.LrSchedulerType != SchedulerConstant {
 		out["max_steps"] = t.maxSteps // a constant rate does not depend on it, so such a training can be made longer
 	}

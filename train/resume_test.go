@@ -196,6 +196,7 @@ func TestResumeRefusesAnotherTraining(t *testing.T) {
 		change func(*Arguments)
 		want   []string
 	}{
+		{"lora+", other, nil, func(a *Arguments) { a.LoraPlusLRRatio = 16 }, []string{"loraplus_lr_ratio: only one of checkpoint and program knows it"}},
 		{"rate", other, nil, func(a *Arguments) { a.LearningRate = 0.5 }, []string{"learning_rate is 0.5, it was 0.03"}},
 		{"several", other, nil, func(a *Arguments) { a.Seed, a.PerDeviceTrainBatchSize = 4, 2 },
 			[]string{"seed is 4, it was 3", "per_device_train_batch_size is 2, it was 3"}},

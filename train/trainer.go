@@ -54,7 +54,7 @@ func NewTrainer(pm *peft.PeftModel, data *Dataset, args Arguments) (*Trainer, er
 		return nil, err
 	}
 	config := stepConfig{
-		loss: t.args.Loss, adamw: t.args.adamw(), maxGradNorm: max(0, t.args.MaxGradNorm),
+		loss: t.args.Loss, adamw: t.args.adamw(), rates: t.args.rates(), maxGradNorm: max(0, t.args.MaxGradNorm),
 		checkpoint: t.args.GradientCheckpointing, seed: t.args.Seed, parts: 1,
 	}
 	if backend.IsGo(pm.Base().Backend()) {

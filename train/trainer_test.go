@@ -278,6 +278,8 @@ func TestBadArguments(t *testing.T) {
 		{"epsilon", pm, data, func(a *Arguments) { a.AdamEpsilon = math.Inf(1) }, "epsilon must be positive and finite in float32, got +Inf"},
 		{"epsilon is no number", pm, data, func(a *Arguments) { a.AdamEpsilon = math.NaN() }, "epsilon must be positive and finite in float32, got NaN"},
 		{"epsilon in float32", pm, data, func(a *Arguments) { a.AdamEpsilon = 1e-60 }, "epsilon must be positive and finite in float32, got 1e-60"},
+		{"lora+", pm, data, func(a *Arguments) { a.LoraPlusLRRatio = -1 }, "LoraPlusLRRatio is -1, want more than 0"},
+		{"lora+ embedding", pm, data, func(a *Arguments) { a.LoraPlusLREmbedding = 1e-3 }, "LoraPlusLREmbedding is 0.001, but LoraPlusLRRatio is 0"},
 		{"decay", pm, data, func(a *Arguments) { a.WeightDecay = math.Inf(1) }, "weight decay must be 0 or more and finite, got +Inf"},
 		{"decay is no number", pm, data, func(a *Arguments) { a.WeightDecay = math.NaN() }, "weight decay must be 0 or more and finite, got NaN"},
 		{"rate in float32", pm, data, func(a *Arguments) { a.LearningRate = 1e300 }, "LearningRate is 1e+300, which with AdamW's constants"},

@@ -16,6 +16,7 @@ from common import fresh, load, rng, write_json, write_tensors
 from lora_golden import batch
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.optimizers import create_loraplus_optimizer
 
 # The epsilon keeps the first step of Adam from being a mere sign, which rounding could turn.
 ADAMW = dict(lr=0.01, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.0)
@@ -51,11 +52,12 @@ def printed(model):
 
 
 def make(root, family, case, config, *, drawn=("lora_A",), noise=0.1, merge=True, before=None, after_step=None, quiet=False, prepare=None,
-         converted=False):
+         converted=False, loraplus=None):
     """Write one case. prepare(base) may change the loaded base first, before(model) the adapter after it was randomised,
     after_step(model, step) is called after the optimizer's step. quiet: peft's warnings are expected.
     converted: the base was changed; MODEL-CASE/converted/ is the adapter by peft's conversion for the base as it was.
-    (With DoRA there is none: peft's conversion loses the magnitudes.)"""
+    (With DoRA there is none: peft's conversion loses the magnitudes.) loraplus: make that many "steps" with the
+    optimizer of LoRA+, with "ratio", "embedding" and "decay"."""
     key = f"{family}-{case}"
     folder, path = fresh(root / "methods" / key), root / "families" / family
     ids, labels = batch(key)
@@ -90,8 +92,9 @@ def make(root, family, case, config, *, drawn=("lora_A",), noise=0.1, merge=True
             save(model, folder / "converted", save_embedding_layers=False,
                  path_initial_model_for_weight_conversion=str(pathlib.Path(initial, "initial")))
     trainable, everything = model.get_nb_trainable_parameters()
-    info = dict(model=family, case=case, trainable=trainable, all=everything, printed=printed(model), merge=merge, converted=converted,
+    info = dict(model=family, case=case, trainable=trainable, all=everything, printed=printed(model), merge=merge,
                 config=json.loads((folder / "adapter_config.json").read_text()))
+    info |= {name: value for name, value in dict(converted=converted, loraplus=loraplus).items() if value}
 
     run = model(input_ids=ids, labels=labels, use_cache=False)
     with torch.no_grad():
@@ -100,10 +103,18 @@ def make(root, family, case, config, *, drawn=("lora_A",), noise=0.1, merge=True
             raise SystemExit(f"{key}: the adapter changes nothing")
     out = dict(input_ids=ids, labels=labels, logits=run.logits, loss=run.loss)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], **ADAMW)
+    if loraplus:
+        optimizer = create_loraplus_optimizer(
+            model, torch.optim.AdamW, loraplus_lr_ratio=loraplus["ratio"], loraplus_lr_embedding=loraplus["embedding"],
+            loraplus_weight_decay=loraplus["decay"], **{k: v for k, v in ADAMW.items() if k != "weight_decay"})
     run.loss.backward()
     named = {name: k for name, k in keys(model).items()}
     out |= {"grad." + named[n]: (torch.zeros_like(p) if p.grad is None else p.grad.clone()) for n, p in model.named_parameters() if p.requires_grad}
     optimizer.step()
+    for _ in range(loraplus["steps"] - 1 if loraplus else 0):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+        optimizer.step()
     if after_step:
         after_step(model, 1)
     out |= {"step." + named[n]: p.detach().clone() for n, p in model.named_parameters() if n in named}

@@ -23,6 +23,8 @@ def main(root):
                                                 rank_pattern={"up_proj.weight": 3}), quiet=True)
     make(root, "llama", "lora_only_parameters", lora(target_modules=[], target_parameters=["k_proj.weight"], use_rslora=True))
     make(root, "llama", "lora_replicated", lora(target_modules=["q_proj", "up_proj"], layer_replication=[[0, 1], [0, 2], [1, 2]]), merge=False)
+    make(root, "qwen2", "lora_plus", lora(target_modules=["embed_tokens", "q_proj", "up_proj"], use_dora=True, bias="all"),
+         drawn=("lora_A", "lora_embedding_B"), quiet=True, loraplus=dict(ratio=16.0, embedding=2e-3, decay=0.1, steps=3))
     experts(root)
     options(root)
     initialisations(root)

@@ -27,6 +27,11 @@ type golden struct {
 	// Converted is set where saving gives another form of the adapter. The folder
 	// converted has that of peft's own conversion, if it can do it.
 	Converted bool
+	// LoraPlus says how the optimizer of LoRA+ made several steps in place of AdamW's one.
+	LoraPlus *struct {
+		Ratio, Embedding, Decay float64
+		Steps                   int
+	}
 }
 
 // Golden holds the method of each fixture that matches pattern ("llama-vera_*"), a
@@ -194,10 +199,15 @@ func (g *golden) step(t *testing.T, pm *peft.PeftModel) {
 	}
 	data, err := train.NewDataset(examples)
 	require.NoError(t, err)
-	trainer, err := train.NewTrainer(pm, data, train.Arguments{
+	arguments := train.Arguments{
 		OutputDir: t.TempDir(), MaxSteps: 1, PerDeviceTrainBatchSize: len(examples), NoShuffle: true, Quiet: true,
 		LearningRate: 0.01, LrSchedulerType: train.SchedulerConstant, AdamEpsilon: 1e-3, MaxGradNorm: -1, SaveStrategy: train.SaveNo,
-	})
+	}
+	if plus := g.LoraPlus; plus != nil {
+		arguments.MaxSteps, arguments.WeightDecay = plus.Steps, plus.Decay
+		arguments.LoraPlusLRRatio, arguments.LoraPlusLREmbedding = plus.Ratio, plus.Embedding
+	}
+	trainer, err := train.NewTrainer(pm, data, arguments)
 	require.NoError(t, err)
 	defer trainer.Close()
 	_, err = trainer.Train(t.Context())
