@@ -15,6 +15,8 @@ type Batch struct {
 	Kind   LabelKind
 	// Positions and Segments are [Rows, Length] or nil; see site.Tokens.
 	Positions, Segments []int32
+	// arrays are what the batch has in place of all the above, if its data is [NewArrays]'s.
+	arrays arrays
 	// RowOffset is the index of the first row within the whole optimizer step's
 	// batch: dropout depends on it, so that splitting a batch changes nothing.
 	RowOffset int
@@ -24,8 +26,12 @@ type Batch struct {
 const IgnoreIndex = -100
 
 // Targets counts the labels that take part in the loss: those that are not
-// [IgnoreIndex], and of [LabelNextToken] not the first of a row.
+// [IgnoreIndex], and of [LabelNextToken] not the first of a row. Of arrays it counts the
+// rows: what a target is, only the loss knows.
 func (b Batch) Targets() int {
+	if b.arrays.inputs != nil {
+		return b.Rows
+	}
 	n, width := 0, b.Kind.width(b.Length)
 	for r := range b.Rows {
 		n += b.Kind.targets(b.Labels[r*width : (r+1)*width])
@@ -33,10 +39,18 @@ func (b Batch) Targets() int {
 	return n
 }
 
-// Tokens counts the tokens of the batch, padding included.
-func (b Batch) Tokens() int { return b.Rows * b.Length }
+// Tokens counts the tokens of the batch, padding included; of arrays it counts the rows.
+func (b Batch) Tokens() int {
+	if b.arrays.inputs != nil {
+		return b.Rows
+	}
+	return b.Rows * b.Length
+}
 
 func (b Batch) validate() error {
+	if b.arrays.inputs != nil {
+		return nil
+	}
 	n := b.Rows * b.Length
 	if b.Rows <= 0 || b.Length < 2 {
 		return fmt.Errorf("train: batch of %d rows of %d tokens", b.Rows, b.Length)

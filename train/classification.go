@@ -65,8 +65,23 @@ type tokenBase interface {
 	MaxPositions() int
 }
 
-// defaultLoss is the loss of a base where none is given.
+// checkBase refuses bases that training cannot use.
+func checkBase(base site.Base) error {
+	_, tokens := base.(tokenBase)
+	_, lm := base.(site.LanguageModel)
+	_, classifier := base.(site.Classifier)
+	_, function := base.(site.Function)
+	if !function && !(tokens && (lm || classifier)) {
+		return errors.New("train: the base is neither a language model nor a classifier nor a plain function")
+	}
+	return nil
+}
+
+// defaultLoss is the loss of a base where none is given; a plain function has none.
 func defaultLoss(base site.Base) Loss {
+	if _, ok := base.(site.Function); ok {
+		return nil
+	}
 	if _, ok := base.(site.Classifier); ok {
 		return Classification{}
 	}
@@ -78,6 +93,9 @@ func defaultLoss(base site.Base) Loss {
 func (t *Trainer) checkTask(d *Dataset) error {
 	if d == nil {
 		return nil
+	}
+	if _, function := t.pm.Base().(site.Function); function || d.arrays != nil {
+		return t.checkArrays(d)
 	}
 	c, ok := t.pm.Base().(site.Classifier)
 	if !ok {
@@ -115,7 +133,14 @@ func (t *Trainer) checkTask(d *Dataset) error {
 // checkLoss refuses next-token losses on a base that sees the next token.
 func checkLoss(base site.Base, loss Loss) error {
 	_, classifier := base.(site.Classifier)
+	if loss == nil {
+		return errors.New("train: the base is a plain function: Arguments.Loss must say what is learned, MeanSquaredError, CrossEntropy or a LossFunc")
+	}
 	switch loss.(type) {
+	case LossFunc, MeanSquaredError, CrossEntropy:
+		if _, ok := base.(site.Function); !ok {
+			return fmt.Errorf("train: loss %T needs a base that is a plain function, see peft.WrapModel", loss)
+		}
 	case CausalLM:
 		if task, ok := base.(site.Tasked); ok && task.TaskType() != "CAUSAL_LM" {
 			return fmt.Errorf("train: loss %T needs a causal language model, and the base %s is none", loss, base.ModelType())

@@ -60,7 +60,10 @@ type Report struct {
 
 // String returns the report as one line of text.
 func (r Report) String() string {
-	s := fmt.Sprintf("%s examples, %s tokens, %s of them targets", grouped(r.Examples), grouped(r.Tokens), grouped(r.Targets))
+	s := fmt.Sprintf("%s examples", grouped(r.Examples))
+	if r.Tokens > 0 {
+		s += fmt.Sprintf(", %s tokens, %s of them targets", grouped(r.Tokens), grouped(r.Targets))
+	}
 	if r.Rows != r.Examples {
 		s += fmt.Sprintf(", packed into %s rows", grouped(r.Rows))
 	}
@@ -82,6 +85,8 @@ type Dataset struct {
 	report   Report
 	hash     func() uint64
 	labelling
+	// arrays, if not nil, are the data, and examples only count their rows.
+	arrays *arrays
 }
 
 // labelling says what the labels of a data set are.
@@ -137,6 +142,9 @@ func newDataset(examples []Example, labels labelling, report Report, buckets []i
 
 // subset returns the data set of the examples at the given indices.
 func (d *Dataset) subset(indices []int) (*Dataset, error) {
+	if d.arrays != nil {
+		return newArrays(d.arrays.each(func(a Array) Array { return a.rows(indices) }))
+	}
 	examples := make([]Example, len(indices))
 	for i, index := range indices {
 		examples[i] = d.examples[index]
@@ -152,7 +160,8 @@ func (d *Dataset) subset(indices []int) (*Dataset, error) {
 // Len returns the number of rows: examples, or packed rows of several.
 func (d *Dataset) Len() int { return len(d.examples) }
 
-// Example returns the i-th row, 0 <= i < Len. It shares memory with the data set.
+// Example returns the i-th row, 0 <= i < Len. It shares memory with the data set. It is
+// empty where the data are arrays.
 func (d *Dataset) Example(i int) Example { return d.examples[i] }
 
 // Buckets returns the lengths that batches are padded to, ascending.

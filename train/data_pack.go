@@ -23,8 +23,8 @@ func (d *Dataset) Pack(length int) (*Dataset, error) {
 	if length < 2 {
 		return nil, fmt.Errorf("train: pack: rows of %d tokens, want 2 or more", length)
 	}
-	if d.kind != LabelNextToken {
-		return nil, errors.New("train: pack: rows of classes cannot be packed")
+	if d.kind != LabelNextToken || d.arrays != nil {
+		return nil, errors.New("train: pack: rows of classes, and arrays, cannot be packed")
 	}
 	var rows []Example
 	for window := range slices.Chunk(d.examples, packWindow) {

@@ -76,7 +76,8 @@ func (s *Sampler) BatchesPerEpoch() int {
 // tokens, so that causal attention never sees it. Positions and Segments are nil
 // but for packed data, where positions restart with every example and segments
 // count 1, 2, ... in each row, with 0 for padding. Data for classifiers, which see
-// what comes after a token, has segments too: 1, and 0 for padding.
+// what comes after a token, has segments too: 1, and 0 for padding. Data of arrays is
+// not padded: the last batch of an epoch may be smaller.
 func (s *Sampler) Next() (Batch, bool) {
 	if s.cursor >= s.BatchesPerEpoch() {
 		s.epoch, s.cursor, s.order = s.epoch+1, 0, nil
@@ -88,8 +89,12 @@ func (s *Sampler) Next() (Batch, bool) {
 	size := s.options.BatchSize
 	first := s.cursor * size
 	s.cursor++
+	indices := s.order[first:min(first+size, len(s.order))]
+	if s.data.arrays != nil {
+		return s.data.arrayBatch(indices), true
+	}
 	var rows []Example
-	for _, i := range s.order[first:min(first+size, len(s.order))] {
+	for _, i := range indices {
 		rows = append(rows, s.data.examples[i])
 	}
 	return collate(rows, s.data.kind, size, s.data.buckets), true

@@ -39,6 +39,8 @@ type BatchNodes struct {
 	// position, or [IgnoreIndex]: the labels shifted by one. For a classifier it is the
 	// class of each token, or, [batch], of each row.
 	Targets *graph.Node
+	// Inputs and Wanted are the arrays of [NewArrays], in place of all the above.
+	Inputs, Wanted []*graph.Node
 }
 
 // Run is a model in a graph under construction, as a [Loss] sees it.
@@ -48,6 +50,8 @@ type Run struct {
 	Model site.LanguageModel
 	// Classifier is the base as a classifier, nil if it is none.
 	Classifier site.Classifier
+	// Function is the base as a plain function, nil if it is none.
+	Function site.Function
 	// Pass has the adapters in training as its hook.
 	Pass *site.Pass
 	// Gradient is false in evaluation: the loss need not prepare a gradient.
@@ -64,6 +68,7 @@ func newRun(base site.Base, pass *site.Pass, gradient bool) *Run {
 	r := &Run{Base: base, Pass: pass, Gradient: gradient}
 	r.Model, _ = base.(site.LanguageModel)
 	r.Classifier, _ = base.(site.Classifier)
+	r.Function, _ = base.(site.Function)
 	return r
 }
 

@@ -31,6 +31,11 @@ func (b Batch) split(parts, together int) []Batch {
 			}
 			return values[from*b.Length : to*b.Length]
 		}
+		if b.arrays.inputs != nil {
+			cut := b.arrays.each(func(a Array) Array { return a.cut(from, to) })
+			out = append(out, Batch{Rows: to - from, RowOffset: b.RowOffset + from, arrays: cut})
+			continue
+		}
 		width := b.Kind.width(b.Length)
 		out = append(out, Batch{
 			Rows: to - from, Length: b.Length, RowOffset: b.RowOffset + from,

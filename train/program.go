@@ -58,6 +58,9 @@ func (s *stepper) bind(arguments []*graph.Node) *peft.Binding {
 
 // batch names the batch's nodes, of which positions and segments may be absent.
 func (v variant) batch(in *inputs) BatchNodes {
+	if v.inputs > 0 {
+		return BatchNodes{Inputs: in.take(v.inputs), Wanted: in.take(v.targets)}
+	}
 	b := BatchNodes{Tokens: site.Tokens{IDs: in.one()}, Targets: in.one()}
 	if v.positions {
 		b.Positions = in.one()

@@ -36,7 +36,7 @@ type stepConfig struct {
 // stepper makes optimizer steps on the active adapters of a model.
 type stepper struct {
 	pm     *peft.PeftModel
-	base   tokenBase
+	base   site.Base
 	config stepConfig
 	// layouts are those of the trained adapters.
 	layouts []*peft.Layout
@@ -62,9 +62,15 @@ type programKey struct {
 }
 
 // variant says which optional inputs a batch has.
-type variant struct{ positions, segments bool }
+type variant struct {
+	positions, segments bool
+	// inputs and targets count arrays.
+	inputs, targets int
+}
 
-func variantOf(b Batch) variant { return variant{b.Positions != nil, b.Segments != nil} }
+func variantOf(b Batch) variant {
+	return variant{b.Positions != nil, b.Segments != nil, len(b.arrays.inputs), len(b.arrays.targets)}
+}
 
 // stepResult is what a step reports.
 type stepResult struct {
@@ -74,9 +80,9 @@ type stepResult struct {
 }
 
 func newStepper(pm *peft.PeftModel, config stepConfig) (*stepper, error) {
-	base, ok := pm.Base().(tokenBase)
-	if _, classifier := pm.Base().(site.Classifier); !ok || pm.LanguageModel() == nil && !classifier {
-		return nil, errors.New("train: the base is neither a language model nor a classifier")
+	base := pm.Base()
+	if err := checkBase(base); err != nil {
+		return nil, err
 	}
 	if len(pm.Active()) == 0 {
 		return nil, errors.New("train: the model view has no active adapter, so nothing to train")
@@ -370,6 +376,9 @@ func (s *stepper) random(step, rowOffset int) []uint32 {
 
 // batchTensors shifts the labels into targets and makes the batch's tensors.
 func batchTensors(b Batch) []*tensors.Tensor {
+	if b.arrays.inputs != nil {
+		return b.arrays.tensors()
+	}
 	out := []*tensors.Tensor{tensors.FromFlatDataAndDimensions(b.IDs, b.Rows, b.Length), targetTensor(b)}
 	for _, values := range [][]int32{b.Positions, b.Segments} {
 		if values != nil {

@@ -116,7 +116,11 @@ func (t *Trainer) checkTokens(d *Dataset) error {
 	if d == nil {
 		return nil
 	}
-	vocabulary, positions := t.stepper.base.VocabSize(), t.stepper.base.MaxPositions()
+	base, ok := t.stepper.base.(tokenBase)
+	if !ok {
+		return nil
+	}
+	vocabulary, positions := base.VocabSize(), base.MaxPositions()
 	labels, what := vocabulary, "vocabulary"
 	if c, ok := t.pm.Base().(site.Classifier); ok {
 		labels, what = c.NumLabels(), "number of labels"
