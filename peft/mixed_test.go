@@ -51,7 +51,7 @@ func zoo(t testing.TB, family string) (*models.Model, *peft.PeftModel) {
 		{"c", random(2, "q_proj", "v_proj")},
 		{"larger", random(3, "v_proj", "down_proj")}, // partly the same targets
 		{"embedding", random(2, "embed_tokens", "o_proj", "lm_head")},
-		{"saved", lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom, ModulesToSave: peft.Strings{"lm_head", "norm"}}},
+		{"saved", lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom, ModulesToSave: peft.Strings{"lm_head", "model.norm"}}},
 		{"norms", peft.Full{TargetModules: peft.Modules("input_layernorm", "k_proj")}},
 		{"all", peft.Full{}},
 	} {

@@ -252,7 +252,7 @@ func TestLoadErrors(t *testing.T) {
 		"no type": {func(t *testing.T, dir string) {
 			edit(t, dir, func(c map[string]any) { delete(c, "peft_type") })
 		}, `missing required key "peft_type"`, false},
-		"other type":    {config("peft_type", "VERA"), `unsupported peft_type "VERA"`, false},
+		"other type":    {config("peft_type", "XLORA"), `unsupported peft_type "XLORA"`, false},
 		"bad type":      {config("r", "eight"), "cannot unmarshal string", false},
 		"r 0":           {config("r", 0), "r is 0", false},
 		"alpha 0":       {config("lora_alpha", 0), "lora_alpha is 0", false},

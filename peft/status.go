@@ -2,6 +2,7 @@ package peft
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 )
 
@@ -10,7 +11,7 @@ type Count struct {
 	Trainable, All int64
 }
 
-// TrainableParameters counts the parameters of the active adapters, and those of
+// TrainableParameters counts the parameters of the trained adapters, and those of
 // the base together with them, as peft's get_nb_trainable_parameters does.
 func (pm *PeftModel) TrainableParameters() Count {
 	var c Count
@@ -22,8 +23,10 @@ func (pm *PeftModel) TrainableParameters() Count {
 	for _, na := range pm.set.adapters {
 		c.All += na.added()
 	}
-	for _, na := range pm.held {
-		c.Trainable += na.trainable()
+	for i, na := range pm.held {
+		if !slices.Contains(pm.frozen, pm.active[i]) {
+			c.Trainable += na.trainable()
+		}
 	}
 	return c
 }
