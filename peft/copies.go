@@ -30,8 +30,8 @@ func (c PeftConfig) SavedModules(names Strings) Strings {
 var classifierHeads = []string{"classifier", "score"}
 
 // CopyModules plans trainable copies of whole modules, which take their places: peft's
-// modules_to_save. A name stands for every module whose path is it or ends in "." and it,
-// with all that lies inside. It is an error if a name finds nothing, but that a base has
+// modules_to_save. A name stands for every module whose path ends in it, with all that
+// lies inside; as in peft, "classifier" is DistilBERT's pre_classifier too. It is an error if a name finds nothing, but that a base has
 // one kind of classifier's head only. Without names the result is nil.
 //
 // A copy belongs to its module alone: that of an embedding leaves a head that shares the
@@ -47,7 +47,7 @@ func CopyModules(base site.Base, names Strings, common PeftConfig) (Adapter, err
 	inside := func(path string) bool {
 		found := false
 		for i, name := range names {
-			if name != "" && strings.Contains("."+path+".", "."+name+".") {
+			if name != "" && isIn(path, name) {
 				used[i], found = true, true
 			}
 		}
@@ -62,6 +62,7 @@ func CopyModules(base site.Base, names Strings, common PeftConfig) (Adapter, err
 			own[OwnWeight(m)], own[ownBias(m)] = true, true
 		}
 	}
+	owner := ownersIn(base)
 	for _, p := range base.Parameters() {
 		if !own[p.Name] && inside(owner(p.Name)) {
 			c.copyParameter(base, p, p.Name)
@@ -74,6 +75,11 @@ func CopyModules(base site.Base, names Strings, common PeftConfig) (Adapter, err
 	return c, nil
 }
 
+// isIn reports whether path is that of a module whose path ends in name, or of one inside it.
+func isIn(path, name string) bool {
+	return strings.HasSuffix(path, name) || strings.Contains(path, name+".")
+}
+
 func unusedSaved(base site.Base, names Strings, used []bool, reading bool) error {
 	var errs []error
 	for i, name := range names {
@@ -81,6 +87,7 @@ func unusedSaved(base site.Base, names Strings, used []bool, reading bool) error
 			continue
 		}
 		var paths []string
+		owner := ownersIn(base)
 		for _, p := range base.Parameters() {
 			paths = append(paths, owner(p.Name))
 		}

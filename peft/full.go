@@ -68,6 +68,7 @@ func (c Full) Attach(base site.Base) (Adapter, error) {
 	for _, m := range targets {
 		chosen[m.Path] = true
 	}
+	owner := ownersIn(base)
 	for _, p := range base.Parameters() {
 		if chosen[owner(p.Name)] {
 			a.copyParameter(base, p, p.Name)
@@ -82,6 +83,25 @@ func owner(parameter string) string {
 	return parameter[:max(0, strings.LastIndexByte(parameter, '.'))]
 }
 
+// ownersIn is owner for the parameters of a base, whose modules may name theirs otherwise.
+func ownersIn(base site.Base) func(parameter string) string {
+	paths := map[string]string{}
+	for _, m := range base.Modules() {
+		if m.TiedTo == "" {
+			paths[m.Weight()] = m.Path
+		}
+		if m.Bias && !m.Replica {
+			paths[m.BiasName()] = m.Path
+		}
+	}
+	return func(parameter string) string {
+		if path, ok := paths[parameter]; ok {
+			return path
+		}
+		return owner(parameter)
+	}
+}
+
 // withOwnParameters returns the base's modules that have parameters of their own (a
 // tied head has none), and a nameless kind for parameters outside of all.
 func withOwnParameters(base site.Base) []site.Module {
@@ -91,6 +111,7 @@ func withOwnParameters(base site.Base) []site.Module {
 	}
 	var out []site.Module
 	listed := map[string]bool{}
+	owner := ownersIn(base)
 	for _, p := range base.Parameters() {
 		path := owner(p.Name)
 		if listed[path] {

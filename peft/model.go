@@ -157,6 +157,9 @@ func plan(base site.Base, config Config, reading bool, maxRank int) (*namedAdapt
 		return nil, err
 	}
 	adapter, err := config.Attach(base)
+	if err == nil {
+		err = checkTargets(base, adapter)
+	}
 	if err != nil {
 		return nil, err
 	}

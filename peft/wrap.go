@@ -228,8 +228,22 @@ func (w *WrappedModel) Modules() []site.Module { return w.modules.List() }
 // Parameters implements [site.Base]: all variables of floats that the model reads.
 func (w *WrappedModel) Parameters() []site.Parameter { return slices.Clone(w.parameters) }
 
-// CheckTarget reports whether a module can be adapted: not if it lies in a closure.
-func (w *WrappedModel) CheckTarget(m site.Module) error {
+// checkTargets refuses targets that a wrapped model has where nothing can be changed.
+func checkTargets(base site.Base, adapter Adapter) error {
+	w, ok := base.(*WrappedModel)
+	if !ok {
+		return nil
+	}
+	for _, m := range adapter.Targets() {
+		if err := w.checkTarget(m); err != nil {
+			return fmt.Errorf("peft: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkTarget reports whether a module can be adapted: not if it lies in a closure.
+func (w *WrappedModel) checkTarget(m site.Module) error {
 	if op := w.modules.Enclosed(m.Path); op != "" {
 		return fmt.Errorf("module %q is used inside a closure of %s, which cannot be rewritten: exclude it", m.Path, op)
 	}
