@@ -127,12 +127,12 @@ func TestRealConfigs(t *testing.T) {
 		_, err = peft.DryRun(baseOf(t, data), config)
 		require.NoError(t, err, file)
 	}
-	require.Equal(t, map[string]int{"LOHA": 2, "LOKR": 2, "LORA": 11, "MISS": 4, "VERA": 2}, parsed)
+	require.Equal(t, map[string]int{"ADALORA": 2, "LOHA": 2, "LOKR": 2, "LORA": 11, "MISS": 4, "VERA": 2}, parsed)
 	require.Equal(t, map[string]int{"LORA": 4}, refused)
 }
 
 // methods are those of the packages that this test imports.
-var methods = []string{"LOHA", "LOKR", "LORA", "MISS", "VERA"}
+var methods = []string{"ADALORA", "LOHA", "LOKR", "LORA", "MISS", "VERA"}
 
 // baseOf is a base that has the targets which a configuration names.
 func baseOf(t *testing.T, config []byte) site.Base {

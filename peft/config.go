@@ -83,11 +83,12 @@ func Register(peftType string, decode Decoder) {
 
 // packages names the import that registers a method, for the error of one that is not imported.
 var packages = map[string]string{
-	"LOHA": "github.com/gopeft/gopeft/lora",
-	"LOKR": "github.com/gopeft/gopeft/lora",
-	"LORA": "github.com/gopeft/gopeft/lora",
-	"MISS": "github.com/gopeft/gopeft/lora",
-	"VERA": "github.com/gopeft/gopeft/lora",
+	"ADALORA": "github.com/gopeft/gopeft/lora",
+	"LOHA":    "github.com/gopeft/gopeft/lora",
+	"LOKR":    "github.com/gopeft/gopeft/lora",
+	"LORA":    "github.com/gopeft/gopeft/lora",
+	"MISS":    "github.com/gopeft/gopeft/lora",
+	"VERA":    "github.com/gopeft/gopeft/lora",
 }
 
 // DecodeConfig reads an adapter_config.json of any registered method.

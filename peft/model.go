@@ -186,9 +186,11 @@ func plan(base site.Base, config Config, reading bool, maxRank int) (*namedAdapt
 func (na *namedAdapter) lay() (err error) {
 	var trained, frozen []Param
 	for _, p := range na.adapter.Params() {
-		if p.Frozen {
+		switch {
+		case slices.Contains(p.Shape, 0): // in files alone
+		case p.Frozen:
 			frozen = append(frozen, p)
-		} else {
+		default:
 			trained = append(trained, p)
 		}
 	}

@@ -1,14 +1,19 @@
 """Relatives of LoRA, made by peft: see methods.py.
 
-    methods_relatives.py OUT_DIR     reads OUT_DIR/families, writes OUT_DIR/methods/MODEL-CASE/
+    methods_relatives.py OUT_DIR     reads OUT_DIR/families, writes OUT_DIR/methods/MODEL-CASE/, OUT_DIR/torchrand/
+                                     and OUT_DIR/adalora/CASE/, see adalora_steps
 """
 import pathlib
 import sys
+import warnings
 
-from common import fresh, write_tensors
-from methods import make
+from adapters import save
+from common import fresh, load, write_json, write_tensors
+from lora_golden import batch
+from methods import ADAMW, make, randomise
 import torch
-from peft import LoHaConfig, LoKrConfig, MissConfig, VeraConfig
+from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, MissConfig, PeftModel, VeraConfig, get_peft_model
+from peft.tuners.adalora import AdaLoraLayer
 
 
 def miss(root):
@@ -55,6 +60,67 @@ def lokr(root):
     case("random", ("lokr",), init_weights=False, target_modules="all-linear", exclude_modules=["o_proj", "up_proj"])
 
 
+def uncounted(model):
+    """AdaLoRA's ranknum, which is always init_r, as a plain number: peft counts it as one parameter a module."""
+    for layer in model.modules():
+        if isinstance(layer, AdaLoraLayer):
+            numbers = {name: p.detach() for name, p in layer.ranknum.items()}
+            del layer.ranknum
+            layer.ranknum = numbers
+
+
+def adalora(root):
+    def case(name, family="llama", **options):
+        config = AdaLoraConfig(task_type="CAUSAL_LM", **dict(init_r=4, target_r=2, lora_alpha=6, total_step=20, orth_reg_weight=0.0) | options)
+        make(root, family, f"adalora_{name}", config, drawn=("lora_",), before=uncounted, after_step=lambda model, step: model.base_model.update_and_allocate(step))
+
+    case("plain")  # prunes with the first step
+    case("warmup", tinit=2, tfinal=3, deltaT=4, target_modules=["q_proj", "down_proj", "lm_head"])
+    case("conv1d", family="gpt2", target_modules=["c_attn", "mlp.c_fc"], fan_in_fan_out=True)
+
+
+def adalora_steps(root, case, steps, **options):
+    """A whole training: OUT_DIR/adalora/CASE/ holds the adapter as it starts (start/) and as it ends (end/), and
+    golden.safetensors: input_ids, labels, loss.N and E.N.MODULE, mask.N.MODULE after step N, logits of end/ read back."""
+    folder, path = fresh(root / "adalora" / case), root / "families" / "llama"
+    ids, labels = batch(f"adalora-{case}")
+    config = AdaLoraConfig(task_type="CAUSAL_LM", **options)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(load(path), config).eval()
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = "families/llama"
+    randomise(model, f"adalora-{case}", ("lora_",), 0)
+    save(model, folder / "start", save_embedding_layers=False)
+    out = dict(input_ids=ids, labels=labels)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, **ADAMW)
+    for step in range(1, steps + 1):
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        model.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+        out[f"loss.{step}"] = loss
+        for name, p in model.base_model.model.named_parameters():
+            if "lora_E" in name:
+                module = name.replace(".lora_E.default", "")
+                out[f"E.{step}.{module}"] = p.clone()
+                pattern = (config.rank_pattern or {}).get(name, [True] * p.numel())
+                out[f"mask.{step}.{module}"] = torch.tensor(pattern).float()
+    ranks = [sum(v) for v in config.rank_pattern.values()]
+    print(f"adalora {case}: loss {out['loss.1'].item():.4f} to {loss.item():.4f}, ranks {ranks}")
+    save(model, folder / "end", save_embedding_layers=False)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(load(path), folder / "end").eval()
+        out["logits"] = model(ids).logits
+    write_tensors(folder / "golden.safetensors", out)
+    write_json(folder / "info.json", dict(steps=steps))
+
+
 def torch_rand(root):
     """Numbers of torch's generator on the CPU, and a later state."""
     out = {}
@@ -71,6 +137,10 @@ def main(root):
     vera(root)
     loha(root)
     lokr(root)
+    adalora(root)
+    adalora_steps(root, "schedule", 8, init_r=4, target_r=1, tinit=1, tfinal=2, total_step=8, lora_alpha=6, target_modules=["q_proj", "v_proj"])
+    adalora_steps(root, "deltaT", 9, init_r=3, target_r=2, tinit=2, tfinal=1, deltaT=3, total_step=9, beta1=0.7, beta2=0.6, orth_reg_weight=0.2,
+                  target_modules=["k_proj", "up_proj", "down_proj"])
     torch_rand(root)
 
 

@@ -129,7 +129,7 @@ func (g *golden) savedAgain(t *testing.T, pm *peft.PeftModel) {
 		require.NoError(t, err)
 		require.Equal(t, wasBytes, isBytes, name)
 	}
-	sameConfig(t, g.Dir, dir)
+	SameConfig(t, g.Dir, dir)
 }
 
 // convertedAgain: what is saved means the same, as what peft converted does.
@@ -138,7 +138,7 @@ func (g *golden) convertedAgain(t *testing.T, pm *peft.PeftModel) {
 	require.NoError(t, pm.SavePretrained(dir))
 	dirs := []string{dir}
 	if _, err := os.Stat(theirs); err == nil {
-		sameConfig(t, theirs, dir)
+		SameConfig(t, theirs, dir)
 		dirs = append(dirs, theirs)
 	}
 	for _, dir := range dirs {
@@ -149,8 +149,8 @@ func (g *golden) convertedAgain(t *testing.T, pm *peft.PeftModel) {
 	}
 }
 
-// sameConfig compares the configurations of two adapters' folders, lists as sets.
-func sameConfig(t *testing.T, wasDir, isDir string) {
+// SameConfig compares the configurations of two adapters' folders, lists as sets.
+func SameConfig(t *testing.T, wasDir, isDir string) {
 	read := func(dir string) map[string]any {
 		data, err := os.ReadFile(filepath.Join(dir, "adapter_config.json"))
 		require.NoError(t, err)

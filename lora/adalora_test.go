@@ -1,0 +1,218 @@
+package lora_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gopeft/gopeft/internal/basetest"
+	"github.com/gopeft/gopeft/internal/safetensors"
+	"github.com/gopeft/gopeft/lora"
+	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/peft/pefttest"
+	"github.com/gopeft/gopeft/train"
+)
+
+// One step, with what it prunes.
+func TestAdaLoraGolden(t *testing.T) { pefttest.Golden(t, "*-adalora_*") }
+
+func TestAdaLoraConformance(t *testing.T) {
+	for name, s := range map[string]pefttest.Suite{
+		"plain":      {Config: lora.AdaLoraConfig{InitR: 4, TargetR: 2, TotalStep: 100, TInit: 50}},
+		"pruning":    {Config: lora.AdaLoraConfig{InitR: 4, TargetR: 2, TotalStep: 4, LoraDropout: 0.1, TargetModules: peft.AllLinear}},
+		"random":     {Config: lora.AdaLoraConfig{InitR: 2, TargetR: 1, TotalStep: 9, InitLoraWeights: lora.InitRandom, OrthRegWeight: -1}, NotIdentity: true},
+		"transposed": {Config: lora.AdaLoraConfig{InitR: 4, TargetR: 2, TotalStep: 9}, Family: "gpt2"},
+		"saved":      {Config: lora.AdaLoraConfig{InitR: 4, TargetR: 2, TotalStep: 9, ModulesToSave: peft.Strings{"lm_head"}}, Alone: true},
+	} {
+		t.Run(name, func(t *testing.T) { pefttest.Run(t, s) })
+	}
+}
+
+// adaLoraSteps is a training in peft, see adalora_steps in internal/golden/methods_relatives.py.
+type adaLoraSteps struct {
+	basetest.Golden
+	Steps int
+}
+
+func openAdaLoraSteps(t *testing.T, name string) adaLoraSteps {
+	g := adaLoraSteps{Golden: basetest.Golden{Dir: filepath.Join(basetest.Fixtures, "adalora", name)}}
+	data, err := os.ReadFile(filepath.Join(g.Dir, "info.json"))
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(data, &g))
+	g.File, err = safetensors.Open(filepath.Join(g.Dir, "golden.safetensors"))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, g.File.Close()) })
+	return g
+}
+
+// train makes the first steps from the adapter that the training started with.
+func (g adaLoraSteps) train(t *testing.T, steps, accumulation int) (*peft.PeftModel, []float64) {
+	pm, err := peft.LoadAdapter(basetest.Load(t, filepath.Join(basetest.Fixtures, "families", "llama")), filepath.Join(g.Dir, "start"))
+	require.NoError(t, err)
+	rows := func(name string) [][]int32 {
+		x := g.Tensor(t, name)
+		return slices.Collect(slices.Chunk(basetest.Ints(t, x), x.Shape().Dim(1)))
+	}
+	ids, labels := rows("input_ids"), rows("labels")
+	var examples []train.Example
+	for i := range ids {
+		examples = append(examples, train.Example{IDs: ids[i], Labels: labels[i]})
+	}
+	data, err := train.NewDataset(examples)
+	require.NoError(t, err)
+	var losses []float64
+	trainer, err := train.NewTrainer(pm, data, train.Arguments{
+		OutputDir: t.TempDir(), MaxSteps: steps, PerDeviceTrainBatchSize: len(examples) / accumulation, GradientAccumulationSteps: accumulation,
+		NoShuffle: true, Quiet: true, LearningRate: 0.01, LrSchedulerType: train.SchedulerConstant, AdamEpsilon: 1e-3, MaxGradNorm: 1, SaveStrategy: train.SaveNo,
+		Callback: func(e train.Event) error {
+			if e.Kind == train.EventStep {
+				losses = append(losses, e.Loss)
+			}
+			return nil
+		},
+	})
+	require.NoError(t, err)
+	defer trainer.Close()
+	_, err = trainer.Train(t.Context())
+	require.NoError(t, err)
+	return pm, losses
+}
+
+// A whole training equals peft's with update_and_allocate after every step: the losses with
+// their orthogonality term, E and what is left after each step, and the file at the end.
+func TestAdaLoraTrainingEqualsPeft(t *testing.T) {
+	for _, name := range []string{"schedule", "deltaT"} {
+		t.Run(name, func(t *testing.T) {
+			g := openAdaLoraSteps(t, name)
+			var pm *peft.PeftModel
+			var losses []float64
+			for step := 1; step <= g.Steps; step++ {
+				pm, losses = g.train(t, step, 1)
+				require.Len(t, losses, step)
+				require.InDelta(t, basetest.Flat(t, g.Tensor(t, fmt.Sprintf("loss.%d", step)))[0], losses[step-1], 2e-4)
+				g.sameTriplets(t, pm, step)
+			}
+			g.sameEnd(t, pm)
+		})
+	}
+	t.Run("accumulation", func(t *testing.T) {
+		g := openAdaLoraSteps(t, "schedule")
+		pm, _ := g.train(t, g.Steps, 2)
+		g.sameEnd(t, pm)
+	})
+}
+
+func (g adaLoraSteps) sameTriplets(t *testing.T, pm *peft.PeftModel, step int) {
+	t.Helper()
+	values, err := pm.TensorValues(peft.DefaultAdapter)
+	require.NoError(t, err)
+	pruned, modules := 0, 0
+	for _, key := range g.File.Names() {
+		module, ok := strings.CutPrefix(key, fmt.Sprintf("E.%d.", step))
+		if !ok {
+			continue
+		}
+		modules++
+		basetest.RequireClose(t, basetest.Flat(t, g.Tensor(t, key)), values[module+".lora_E"], 1e-4, key)
+		mask := basetest.Flat(t, g.Tensor(t, fmt.Sprintf("mask.%d.%s", step, module)))
+		require.Equal(t, mask, values[module+".adalora_mask"], "step %d %s", step, module)
+		for _, m := range mask {
+			if m == 0 {
+				pruned++
+			}
+		}
+	}
+	require.NotZero(t, modules)
+	if step == g.Steps {
+		require.NotZero(t, pruned)
+	}
+}
+
+// sameEnd: the file holds what peft's holds, and means the same.
+func (g adaLoraSteps) sameEnd(t *testing.T, pm *peft.PeftModel) {
+	t.Helper()
+	out, theirs := filepath.Join(t.TempDir(), "out"), filepath.Join(g.Dir, "end")
+	require.NoError(t, pm.SavePretrained(out))
+	pefttest.SameConfig(t, theirs, out)
+	want, err := safetensors.Open(filepath.Join(theirs, "adapter_model.safetensors"))
+	require.NoError(t, err)
+	defer want.Close()
+	got, err := safetensors.Open(filepath.Join(out, "adapter_model.safetensors"))
+	require.NoError(t, err)
+	defer got.Close()
+	require.ElementsMatch(t, want.Names(), got.Names())
+	for _, name := range want.Names() {
+		info, _ := want.Info(name)
+		ours, _ := got.Info(name)
+		require.Equal(t, info.Shape, ours.Shape, name)
+		size := 1
+		for _, d := range info.Shape {
+			size *= d
+		}
+		a, b := make([]float32, size), make([]float32, size)
+		require.NoError(t, want.Float32s(name, a))
+		require.NoError(t, got.Float32s(name, b))
+		basetest.RequireClose(t, a, b, 1e-3, name)
+	}
+	before := basetest.Evaluate(t, pm, g.Tensor(t, "input_ids"), g.Tensor(t, "labels"))
+	for _, dir := range []string{out, theirs} {
+		again, err := peft.LoadAdapter(basetest.Load(t, filepath.Join(basetest.Fixtures, "families", "llama")), dir)
+		require.NoError(t, err)
+		require.Less(t, again.TrainableParameters().Trainable, pm.TrainableParameters().Trainable)
+		after := basetest.Evaluate(t, again, g.Tensor(t, "input_ids"), g.Tensor(t, "labels"))
+		basetest.RequireClose(t, basetest.Flat(t, g.Tensor(t, "logits")), after.Logits, 1e-3, "logits after loading")
+		if dir == out {
+			basetest.RequireClose(t, before.Logits, after.Logits, 1e-5, "logits before and after")
+		}
+		// What is left can be merged, and saved once more.
+		_, err = again.Merge(t.Context(), filepath.Join(t.TempDir(), "merged"))
+		require.NoError(t, err)
+		once := filepath.Join(t.TempDir(), "once")
+		require.NoError(t, again.SavePretrained(once))
+		pefttest.SameConfig(t, dir, once)
+	}
+}
+
+func TestAdaLoraErrors(t *testing.T) {
+	base := basetest.Llama(64, 2, 4, 2, 16, 96, 100)
+	good := lora.AdaLoraConfig{InitR: 4, TargetR: 2, TotalStep: 10}
+	for _, c := range []struct {
+		change func(c *lora.AdaLoraConfig)
+		want   string
+	}{
+		{func(c *lora.AdaLoraConfig) { c.TotalStep = 0 }, `adalora: total_step is 0, want the number of optimizer steps of the training`},
+		{func(c *lora.AdaLoraConfig) { c.TInit, c.TFinal = 4, 6 }, `adalora: tinit 4 and tfinal 6 leave none of the 10 steps (total_step) for pruning`},
+		{func(c *lora.AdaLoraConfig) { c.TFinal = 9 }, `adalora: tfinal 9 of 10 steps (total_step) prunes with the first step`},
+		{func(c *lora.AdaLoraConfig) { c.TargetR = 4 }, `adalora: target_r is 4, want less than init_r, 4: there would be nothing to prune`},
+		{func(c *lora.AdaLoraConfig) { c.R = 4 }, `adalora: r is 4, but AdaLoRA does not use it: set init_r and target_r`},
+		{func(c *lora.AdaLoraConfig) { c.Beta1 = 1 }, `adalora: beta1 is 1 and beta2 0.85, want numbers in (0, 1)`},
+		{func(c *lora.AdaLoraConfig) { c.LoraAlpha = -1 }, `adalora: lora_alpha is -1, want a positive number`},
+		{func(c *lora.AdaLoraConfig) { c.LoraDropout = 1 }, `adalora: lora_dropout is 1, want a rate in [0, 1)`},
+		{func(c *lora.AdaLoraConfig) { c.DeltaT = -1 }, `adalora: tinit is 0, tfinal 0 and deltaT -1, want none negative`},
+		{func(c *lora.AdaLoraConfig) { c.InitLoraWeights = "olora" }, `adalora: init_lora_weights "olora" is not supported`},
+		{func(c *lora.AdaLoraConfig) { c.TargetModules = peft.Modules("norm") }, `adalora: target module "model.norm" is of kind norm, want a linear layer or a convolution`},
+		{func(c *lora.AdaLoraConfig) { c.RankPattern = map[string][]bool{"model.layers.0.self_attn.q_proj.lora_E": {true}} }, `adalora: rank_pattern: "model.layers.0.self_attn.q_proj.lora_E" has 1 entries, want init_r, 4`},
+		{func(c *lora.AdaLoraConfig) { c.RankPattern = map[string][]bool{"q_proj": nil} }, `adalora: rank_pattern: "q_proj" is no tensor of the adapted modules`},
+	} {
+		config := good
+		c.change(&config)
+		_, err := peft.GetPeftModel(base, config)
+		require.ErrorContains(t, err, c.want)
+	}
+	for options, want := range map[string]string{
+		`"use_dora": true`:       `adalora: option "use_dora" = true is not supported`,
+		`"loftq_config": {"a":1}`: `adalora: option "loftq_config" = {"a":1} is not supported`,
+	} {
+		config, err := peft.DecodeConfig([]byte(`{"peft_type": "ADALORA", "total_step": 10, ` + options + `}`))
+		require.NoError(t, err)
+		require.EqualError(t, config.Validate(), want)
+	}
+	_, err := peft.DecodeConfig([]byte(`{"peft_type": "ADALORA", "orth_reg_weight": -0.5}`))
+	require.EqualError(t, err, `peft: adalora: orth_reg_weight is -0.5, want 0 or more`)
+}
