@@ -28,7 +28,7 @@ type TrainableTokensConfig struct {
 	TargetModules peft.Targets `json:"target_modules"`
 	// InitWeights: the rows start as they are in the base. If [peft.Off] they are
 	// drawn from N(0, 1).
-	InitWeights peft.DefaultOn `json:"init_weights"`
+	InitWeights peft.Switch `json:"init_weights"`
 }
 
 // PeftType implements [peft.Config].
@@ -121,7 +121,7 @@ func (c TrainableTokensConfig) attach(base site.Base) (*trainableTokens, error) 
 		weights[m.Weight()] = true
 		rows = append(rows, peft.TokenRows{Module: m, Rows: c.TokenIndices})
 	}
-	a, err := peft.NewTokenAdapter(base, rows, peft.TokenTensors{Suffix: "trainable_tokens_delta", Twins: true, Random: !c.InitWeights.On()})
+	a, err := peft.NewTokenAdapter(base, rows, peft.TokenTensors{Suffix: "trainable_tokens_delta", Twins: true, Random: c.InitWeights == peft.Off})
 	if err != nil {
 		return nil, err
 	}

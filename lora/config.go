@@ -41,6 +41,11 @@ type LoraConfig struct {
 	// [peft.CopyModules]. For a classifier its head is added, see
 	// [peft.PeftConfig.SavedModules].
 	ModulesToSave peft.Strings `json:"modules_to_save"`
+	// TrainableTokenIndices are tokens whose embeddings are trained, see [peft.NewTokenAdapter].
+	// A head that shares the embedding's weight follows.
+	TrainableTokenIndices peft.TokenIndices `json:"trainable_token_indices"`
+	// EnsureWeightTying forbids token indices that differ between modules that share a weight.
+	EnsureWeightTying bool `json:"ensure_weight_tying"`
 	// TargetParameters are parameters of two or three axes that are adapted as such, by
 	// name ("mlp.experts.down_proj"): experts' weights, which are no modules.
 	TargetParameters peft.Strings `json:"target_parameters"`
@@ -123,6 +128,7 @@ func (c LoraConfig) validate() error {
 	return errors.Join(
 		selection,
 		c.Bias.check(),
+		c.TrainableTokenIndices.Check(),
 		c.RankPattern.Check("rank_pattern", func(v float64) bool { return v >= 1 && v <= maxRank && v == math.Trunc(v) }, "a rank of at least 1"),
 		c.AlphaPattern.Check("alpha_pattern", func(v float64) bool { return v != 0 }, "a finite number other than 0"),
 		c.checkOther(),
@@ -184,7 +190,11 @@ func (c LoraConfig) Attach(base site.Base) (peft.Adapter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lora: %w", err)
 	}
-	parts := []peft.Adapter{a, saved, biases}
+	tokens, err := c.trainedTokens(base, a.targets)
+	if err != nil {
+		return nil, fmt.Errorf("lora: %w", err)
+	}
+	parts := []peft.Adapter{a, saved, biases, tokens}
 	if a.parameters != nil {
 		parts = append(parts, a.parameters)
 	}

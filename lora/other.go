@@ -22,15 +22,13 @@ var others = []other{
 	{"alora_invocation_tokens", "null", nil},
 	{"arrow_config", "null", nil},
 	{"corda_config", "null", []string{"*"}}, // for init_lora_weights="corda"
-	{"ensure_weight_tying", "false", nil},
-	{"eva_config", "null", []string{"*"}}, // for init_lora_weights="eva"
+	{"eva_config", "null", []string{"*"}},   // for init_lora_weights="eva"
 	{"kasa_config", "null", nil},
 	{"lora_ga_config", "null", []string{"*"}},  // for init_lora_weights="lora_ga"
 	{"megatron_config", "null", []string{"*"}}, // how Megatron spreads layers
 	{"megatron_core", `"megatron.core"`, []string{"*"}},
 	{"monteclora_config", "null", nil},
 	{"qalora_group_size", "16", []string{"*"}}, // for use_qalora
-	{"trainable_token_indices", "null", []string{"[]", "{}"}},
 	{"use_bdlora", "null", []string{"false"}},
 	{"use_qalora", "false", nil},
 	{"velora_config", "null", nil},

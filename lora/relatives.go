@@ -269,30 +269,14 @@ func keepPerOutput(u *peft.Use, y *graph.Node, rate float64, whole, rescale bool
 }
 
 // Switch is an option that is on unless it is turned off.
-type Switch string
+type Switch = peft.Switch
 
 const (
 	// On is the default.
-	On Switch = ""
+	On = peft.On
 	// Off turns the option off.
-	Off Switch = "false"
+	Off = peft.Off
 )
-
-// MarshalJSON writes true or false.
-func (s Switch) MarshalJSON() ([]byte, error) { return json.Marshal(s != Off) }
-
-// UnmarshalJSON reads null, true or false.
-func (s *Switch) UnmarshalJSON(data []byte) error {
-	on := true
-	if err := json.Unmarshal(data, &on); err != nil {
-		return err
-	}
-	*s = On
-	if !on {
-		*s = Off
-	}
-	return nil
-}
 
 // fixed are keys of a file that a method has no field for, with peft's values for them; any
 // other value but null is refused.

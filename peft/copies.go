@@ -71,7 +71,7 @@ func CopyModules(base site.Base, names Strings, common PeftConfig) (Adapter, err
 	if err := unusedSaved(base, names, used, common.Reading()); err != nil {
 		return nil, err
 	}
-	c.targets = slices.DeleteFunc(modules, func(m site.Module) bool { return !inside(m.Path) })
+	c.targets = slices.DeleteFunc(slices.Clone(modules), func(m site.Module) bool { return !inside(m.Path) })
 	return c, nil
 }
 

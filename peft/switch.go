@@ -1,33 +1,29 @@
 package peft
 
-import (
-	"bytes"
-	"encoding/json"
+import "encoding/json"
+
+// Switch is an option that is on unless it is turned off.
+type Switch string
+
+const (
+	// On is the default.
+	On Switch = ""
+	// Off turns the option off.
+	Off Switch = "false"
 )
 
-// DefaultOn is an option of peft's that is on unless a configuration says [Off]. In JSON it
-// is true or false.
-type DefaultOn bool
-
-// Off turns a [DefaultOn] off.
-const Off DefaultOn = true
-
-// On reports whether the option is on.
-func (d DefaultOn) On() bool { return d != Off }
-
 // MarshalJSON writes true or false.
-func (d DefaultOn) MarshalJSON() ([]byte, error) { return json.Marshal(d.On()) }
+func (s Switch) MarshalJSON() ([]byte, error) { return json.Marshal(s != Off) }
 
-// UnmarshalJSON reads true, false or null, which is on.
-func (d *DefaultOn) UnmarshalJSON(data []byte) error {
-	if bytes.Equal(data, []byte("null")) {
-		*d = !Off
-		return nil
-	}
-	var on bool
+// UnmarshalJSON reads null, true or false.
+func (s *Switch) UnmarshalJSON(data []byte) error {
+	on := true
 	if err := json.Unmarshal(data, &on); err != nil {
 		return err
 	}
-	*d = DefaultOn(!on)
+	*s = On
+	if !on {
+		*s = Off
+	}
 	return nil
 }

@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 from methods import make
-from peft import LNTuningConfig, TrainableTokensConfig
+from peft import LNTuningConfig, LoraConfig, TrainableTokensConfig
 
 CAUSAL = dict(task_type="CAUSAL_LM")
 
@@ -33,9 +33,22 @@ def tokens(root):
     case("llama", "both", token_indices=TOKENS[:3], target_modules=["embed_tokens", "lm_head"])
 
 
+def lora_tokens(root):
+    def case(family, name, indices, **options):
+        config = LoraConfig(**CAUSAL, r=2, lora_alpha=6, target_modules=["q_proj"], trainable_token_indices=indices, **options)
+        make(root, family, "lora_tokens_" + name, config, noise=0.3, quiet=bool(options))
+
+    case("llama", "list", TOKENS)
+    case("llama_tied", "list", TOKENS)
+    case("llama", "names", {"embed_tokens": TOKENS, "lm_head": TOKENS[:4]})
+    # peft warns that there is nothing to tie besides the tokens.
+    case("llama_tied", "names", {"embed_tokens": TOKENS, "lm_head": TOKENS}, ensure_weight_tying=True)
+
+
 def main(root):
     ln_tuning(root)
     tokens(root)
+    lora_tokens(root)
 
 
 if __name__ == "__main__":
