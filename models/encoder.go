@@ -153,6 +153,11 @@ func (o *encoderOptions) embed(b *Blocks, in site.Tokens, positions *Node) *Node
 	}
 	positions = BroadcastToShape(positions, in.IDs.Shape())
 	x = Add(x, b.Embedding(o.path("embeddings.position_embeddings"), positions))
+	if in.Positions != nil {
+		// The lookup would take the last row for what lies beyond it.
+		beyond := GreaterThan(positions, Scalar(b.Graph, dtypes.Int32, o.positions-1))
+		x = Where(BroadcastToShape(InsertAxes(beyond, -1), x.Shape()), Scalar(b.Graph, x.DType(), math.NaN()), x)
+	}
 	x = b.LayerNorm(o.path("embeddings.LayerNorm"), x, o.normEps)
 	return b.Dropout(o.path("embeddings.dropout"), x, o.embeddingDropout)
 }

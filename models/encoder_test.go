@@ -251,6 +251,19 @@ func TestEncoderPassErrors(t *testing.T) {
 	}, 4), "token types")
 }
 
+// TestPositionBeyondTheLast: no other position's row is used, the output is NaN.
+func TestPositionBeyondTheLast(t *testing.T) {
+	for name, last := range map[string]int32{"bert_masked": 39, "xlm_roberta_sequence": 35, "distilbert_masked": 39} {
+		base, forward := encoderOutput(t, filepath.Join(encoderFixtures, name))
+		for position, broken := range map[int32]bool{last: false, last + 1: true} {
+			ids := tensors.FromFlatDataAndDimensions([]int32{5, 6}, 1, 2)
+			out := forwardOnce(t, base, forward, ids, nil, nil, tensors.FromFlatDataAndDimensions([]int32{0, position}, 1, 2))
+			got := tensors.MustCopyFlatData[float32](out)
+			require.Equal(t, broken, got[0] != got[0], "%s, position %d", name, position)
+		}
+	}
+}
+
 func TestEncoderConfigErrors(t *testing.T) {
 	for name, c := range map[string]struct {
 		fixture string

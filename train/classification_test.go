@@ -30,7 +30,14 @@ func float32Classifier(t testing.TB, o models.ClassifierOptions) models.Classifi
 // the loss, the gradients and the values that Python's peft gets, and so do four rows
 // computed apart.
 func TestClassificationStepOfPeft(t *testing.T) {
-	dir := filepath.Join(fixtures, "encoders", "bert_lora")
+	for family, count := range map[string]int{"bert": 10, "roberta": 12, "distilbert": 12, "albert": 6} {
+		t.Run(family, func(t *testing.T) { testClassificationStep(t, family, count) })
+	}
+}
+
+// The adapter has so many tensors.
+func testClassificationStep(t *testing.T, family string, count int) {
+	dir := filepath.Join(fixtures, "encoders", family+"_lora")
 	f, err := safetensors.Open(filepath.Join(dir, "golden.safetensors"))
 	require.NoError(t, err)
 	defer f.Close()
@@ -45,7 +52,7 @@ func TestClassificationStepOfPeft(t *testing.T) {
 	}
 	for _, parts := range []int{1, 4} {
 		t.Run(fmt.Sprintf("parts=%d", parts), func(t *testing.T) {
-			base, err := models.LoadClassifier(t.Context(), filepath.Join(fixtures, "encoders", "bert_sequence"), float32Classifier(t, models.ClassifierOptions{}))
+			base, err := models.LoadClassifier(t.Context(), filepath.Join(fixtures, "encoders", family+"_sequence"), float32Classifier(t, models.ClassifierOptions{}))
 			require.NoError(t, err)
 			defer base.Close()
 			pm, err := peft.LoadAdapter(base, dir)
@@ -71,7 +78,7 @@ func TestClassificationStepOfPeft(t *testing.T) {
 				require.LessOrEqual(t, maxDifference(floats("gradient/"+name), got), 1e-5, name)
 				checked++
 			}
-			require.Equal(t, 10, checked)
+			require.Equal(t, count, checked)
 
 			e, err := s.evaluate(st.values, b)
 			require.NoError(t, err)

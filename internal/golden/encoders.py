@@ -1,7 +1,7 @@
 """Tiny random encoders with each head, the logits transformers gives them, and one training step of peft.
 
     encoders.py OUT_DIR     writes OUT_DIR/encoders/CASE/{config.json, model.safetensors, golden.safetensors}
-                            and OUT_DIR/encoders/bert_lora/{adapter_config.json, adapter_model.safetensors, golden.safetensors}
+                            and OUT_DIR/encoders/FAMILY_lora/{adapter_config.json, adapter_model.safetensors, golden.safetensors}
 
 Every case proves while it is made that all of its weights change its logits.
 """
@@ -111,33 +111,32 @@ def prove(case, model, ids, expected):
             raise SystemExit(f"{case}: weight {name} moves the logits by only {moved:.2g}")
 
 
-def train_step(root):
+def train_step(root, family, targets):
     """One AdamW step of LoRA on query and value and of a copy of the classifier."""
-    base = hf.BertForSequenceClassification.from_pretrained(root / "bert_sequence", attn_implementation="eager").float()
-    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=4, lora_alpha=8, target_modules=["query", "value"], lora_dropout=0.0)
+    base = hf.AutoModelForSequenceClassification.from_pretrained(root / f"{family}_sequence", attn_implementation="eager").float()
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=4, lora_alpha=8, target_modules=targets, lora_dropout=0.0)
     model = get_peft_model(base, config)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, p in trained.items():
-            p.copy_(torch.from_numpy(0.3 * rng("bert_lora", name).standard_normal(tuple(p.shape))).to(p.dtype))
-    folder = fresh(root / "bert_lora")
+            p.copy_(torch.from_numpy(0.3 * rng(f"{family}_lora", name).standard_normal(tuple(p.shape))).to(p.dtype))
+    folder = fresh(root / f"{family}_lora")
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     settings = json.loads((folder / "adapter_config.json").read_text())
-    settings["base_model_name_or_path"] = "bert_sequence"
+    settings["base_model_name_or_path"] = f"{family}_sequence"
     settings["target_modules"] = sorted(settings["target_modules"])
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
-    ids, mask = padded([12, 7, 3, 9], "right", 0, "bert_lora")
+    ids, mask = padded([12, 7, 3, 9], "right", base.config.pad_token_id, f"{family}_lora")
     labels = torch.tensor([0, 2, 1, 2])
     model.eval()  # no dropout is set anyway
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     run = model(input_ids=ids, attention_mask=mask, labels=labels)
     run.loss.backward()
-    short = lambda name: name.removeprefix("base_model.model.").replace(".default", "").replace(".modules_to_save", "")
+    short = lambda name: name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".default", "")
     out = {"ids": ids, "mask": mask, "labels": labels, "loss": run.loss.reshape(1), "logits": run.logits}
     out |= {"gradient/" + short(n): p.grad.clone() for n, p in trained.items()}
-    torch.nn.utils.clip_grad_norm_(trained.values(), 1e9)
     optimizer.step()
     out |= {"after/" + short(n): p for n, p in trained.items()}
     write_tensors(folder / "golden.safetensors", out)
@@ -146,7 +145,8 @@ def train_step(root):
 def main(root):
     for case in cases():
         make(root / "encoders", *case)
-    train_step(root / "encoders")
+    for family in FAMILIES:
+        train_step(root / "encoders", family, ["q_lin", "v_lin"] if family == "distilbert" else ["query", "value"])
 
 
 if __name__ == "__main__":
