@@ -100,7 +100,7 @@ func (r CombinationReport) String() string {
 // an adapter like any other, with scaling 1: it can be saved and trained, and is not active.
 // The report says what the combination lost.
 //
-// The adapters must be LoRAs that have nothing but A and B (no whole modules, biases, DoRA).
+// The adapters must be LoRAs whose files have nothing but A and B (no whole modules, biases, DoRA).
 // On error nothing changes.
 func AddWeightedAdapter(pm *peft.PeftModel, name string, c Combination) (*CombinationReport, error) {
 	report, err := c.add(pm, name)
@@ -130,7 +130,7 @@ func (c Combination) add(pm *peft.PeftModel, name string) (*CombinationReport, e
 	}
 	config := sources[0].config
 	config.R, config.LoraAlpha, config.RankPattern, config.AlphaPattern, config.UseRSLoRA = rank, float64(rank), nil, nil, false
-	config.InitLoraWeights = InitDefault
+	config.InitLoraWeights, config.LoftqConfig = InitDefault, LoftqConfig{}
 	config.ExcludeModules, config.LayersToTransform, config.LayersPattern = peft.Targets{}, nil, nil
 
 	modules := pm.Base().Modules()
@@ -267,31 +267,31 @@ func newSource(pm *peft.PeftModel, name string, weight float64) (*source, error)
 	if len(parts) > 1 {
 		return nil, fmt.Errorf("adapter %q also trains whole modules or parameters (modules_to_save, bias, ...), which cannot be combined", name)
 	}
-	if i := slices.IndexFunc(a.params, func(p peft.Param) bool { _, ok := rankAxis(p.Name); return !ok && p.Name != scalings }); i >= 0 {
-		return nil, fmt.Errorf("adapter %q has %q besides A and B, which cannot be combined", name, a.params[i].Name)
-	}
-	tensors, err := pm.FileTensors(name)
+	tensors, err := pm.FileTensors(name) // PiSSA and its like are plain LoRAs there
 	if err != nil {
 		return nil, err
 	}
 	of := map[string]peft.FileTensor{}
 	for _, t := range tensors {
+		if _, ok := rankAxis(t.Name); !ok {
+			return nil, fmt.Errorf("adapter %q has %q besides A and B, which cannot be combined", name, t.Name)
+		}
 		of[t.Name] = t
 	}
 	s := &source{config: config.(LoraConfig), terms: map[string]term{}}
 	for path, l := range a.layers {
 		nameA, nameB := l.names()
-		ta, tb := of[nameA], of[nameB]
-		if l.rank == 0 { // not in the file of a swapped adapter
+		ta, ok := of[nameA]
+		if !ok { // a target that a swapped adapter lacks
 			continue
 		}
-		t := term{adapter: name, weight: weight, scale: l.scaling, a: ta.Values, b: tb.Values, rank: l.rank}
-		t.rows, t.columns = len(tb.Values)/l.rank, len(ta.Values)/l.rank
+		t := term{adapter: name, weight: weight, scale: l.scaling, a: ta.Values, b: of[nameB].Values, rank: ta.Shape[0]}
+		t.rows, t.columns = len(t.b)/t.rank, len(t.a)/t.rank
 		if l.Conv != nil && l.Conv.Groups > 1 {
 			return nil, fmt.Errorf("adapter %q: module %q is a convolution with %d groups, which cannot be combined", name, path, l.Conv.Groups)
 		}
 		s.terms[path] = t
-		s.rank = max(s.rank, l.rank)
+		s.rank = max(s.rank, t.rank)
 	}
 	return s, nil
 }

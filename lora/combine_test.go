@@ -98,12 +98,13 @@ func several(t testing.TB) *peft.PeftModel {
 	t.Helper()
 	base := &basetest.Shape{}
 	base.Add(site.Module{Path: "x.one", Kind: site.Linear, In: 12, Out: 9}, site.Module{Path: "x.two", Kind: site.Linear, In: 7, Out: 11, Transposed: true},
-		site.Module{Path: "table", Kind: site.Embedding, In: 13, Out: 6}, site.Module{Path: "rest", Kind: site.Linear, In: 4, Out: 4})
-	pm, err := peft.GetPeftModel(base, LoraConfig{R: 3, LoraAlpha: 5, TargetModules: peft.Modules("one", "two"), InitLoraWeights: InitRandom}, peft.Options{Name: "a"})
+		site.Module{Path: "table", Kind: site.Embedding, In: 13, Out: 6}, site.Module{Path: "conv", Kind: site.Convolution, In: 3, Out: 5, Conv: &site.Conv{Kernel: []int{3, 2}, Groups: 1}},
+		site.Module{Path: "grouped", Kind: site.Convolution, In: 4, Out: 4, Conv: &site.Conv{Kernel: []int{3}, Groups: 2}}, site.Module{Path: "rest", Kind: site.Linear, In: 4, Out: 4})
+	pm, err := peft.GetPeftModel(base, LoraConfig{R: 3, LoraAlpha: 5, TargetModules: peft.Modules("one", "two", "conv"), InitLoraWeights: InitRandom}, peft.Options{Name: "a"})
 	require.NoError(t, err)
 	for i, c := range []LoraConfig{
 		{R: 2, LoraAlpha: 7, UseRSLoRA: true, TargetModules: peft.Regex("x.*|table"), RankPattern: peft.Patterns{{Pattern: "two", Value: 4}}},
-		{R: 3, LoraAlpha: 9, TargetModules: peft.Modules("table", "one")},
+		{R: 3, LoraAlpha: 9, TargetModules: peft.Modules("table", "one", "conv")},
 		{R: 1, LoraAlpha: 2, TargetModules: peft.Modules("one"), AlphaPattern: peft.Patterns{{Pattern: "one", Value: -3}}},
 	} {
 		c.InitLoraWeights = InitRandom
@@ -126,7 +127,7 @@ func TestCombineResidual(t *testing.T) {
 			c.Adapters, c.Weights = names, weights
 			report, err := AddWeightedAdapter(pm, "sum", c)
 			require.NoError(t, err)
-			require.Len(t, report.Modules, 3)
+			require.Len(t, report.Modules, 4)
 			var squares, largest float64
 			for _, m := range report.Modules {
 				got := deltaOf(t, pm, "sum", m.Module)
@@ -153,7 +154,7 @@ func TestCombineResidual(t *testing.T) {
 			require.Equal(t, exact, report.Frobenius < 1e-6*report.Norm, "%s", report)
 			if c.Type == "" {
 				require.Equal(t, 3+4+3+1+2, report.Rank)
-				require.Contains(t, report.String(), "combined 3 modules at rank 13")
+				require.Contains(t, report.String(), "combined 4 modules at rank 13")
 			}
 		})
 	}
@@ -254,8 +255,42 @@ func TestCombineErrors(t *testing.T) {
 		require.ErrorContains(t, err, want)
 		require.Equal(t, before, pm.Adapters())
 	}
+	require.NoError(t, pm.AddAdapter(LoraConfig{R: 2, UseDora: true}, peft.Options{Name: "dora"}))
+	_, err = AddWeightedAdapter(pm, "new", Combination{Adapters: []string{"a", "dora"}, Weights: one})
+	require.ErrorContains(t, err, `adapter "dora" has "model.layers.0.self_attn.q_proj.lora_magnitude_vector" besides A and B`)
+	grouped := several(t)
+	require.NoError(t, grouped.AddAdapter(LoraConfig{R: 2, TargetModules: peft.Modules("grouped")}, peft.Options{Name: "g"}))
+	_, err = AddWeightedAdapter(grouped, "new", Combination{Adapters: []string{"a", "g"}, Weights: one})
+	require.ErrorContains(t, err, `module "grouped" is a convolution with 2 groups`)
 	_, err = AddWeightedAdapter(pm, "b", Combination{Adapters: []string{"a"}, Weights: []float64{1}})
 	require.ErrorContains(t, err, `adapter "b" already exists`)
+}
+
+// An adapter that started from the base's singular vectors counts as what its file is.
+func TestCombinePissa(t *testing.T) {
+	base := basetest.Load(t, filepath.Join(basetest.Fixtures, "families", "llama"))
+	pm, err := peft.GetPeftModel(base, LoraConfig{R: 2, InitLoraWeights: "pissa"}, peft.Options{Name: "pissa"})
+	require.NoError(t, err)
+	layout, err := pm.Layout("pissa")
+	require.NoError(t, err)
+	values, err := pm.TensorValues("pissa")
+	require.NoError(t, err)
+	for _, v := range values {
+		for i := range v {
+			v[i] += float32(i%7-3) / 20
+		}
+	}
+	arguments, err := layout.FromHost(values)
+	require.NoError(t, err)
+	require.NoError(t, pm.SetValues("pissa", arguments))
+	report, err := AddWeightedAdapter(pm, "same", Combination{Adapters: []string{"pissa"}, Weights: []float64{1}})
+	require.NoError(t, err)
+	require.Equal(t, 4, report.Rank)
+	same, err := pm.With("same")
+	require.NoError(t, err)
+	g := basetest.GoldenCases(t)[0]
+	ids, labels := g.Tensor(t, "input_ids"), g.Tensor(t, "labels")
+	basetest.RequireClose(t, basetest.Evaluate(t, pm, ids, labels).Logits, basetest.Evaluate(t, same, ids, labels).Logits, 1e-4, "pissa")
 }
 
 // The result is an adapter like any other: it saves, loads and runs as the weighted sum.

@@ -54,10 +54,17 @@ func zoo(t testing.TB, family string) (*models.Model, *peft.PeftModel) {
 		{"saved", lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom, ModulesToSave: peft.Strings{"lm_head", "model.norm"}}},
 		{"norms", peft.Full{TargetModules: peft.Modules("input_layernorm", "k_proj")}},
 		{"all", peft.Full{}},
+		{"dora", lora.LoraConfig{R: 2, UseDora: true, InitLoraWeights: lora.InitRandom, TargetModules: peft.Modules("v_proj", "up_proj")}},
+		{"pissa", lora.LoraConfig{R: 2, InitLoraWeights: "pissa", TargetModules: peft.Modules("o_proj")}},
+		{"vera", lora.VeraConfig{R: 4, TargetModules: peft.Modules("up_proj")}},
+		{"biases", lora.LoraConfig{R: 2, Bias: lora.BiasAll, InitLoraWeights: lora.InitRandom}},
 	} {
+		if c.name == "biases" && family != "qwen2" {
+			continue
+		}
 		require.NoError(t, pm.AddAdapter(c.config, peft.Options{Name: c.name, Seed: uint64(i)}))
 	}
-	for _, name := range []string{"saved", "norms", "all"} {
+	for _, name := range []string{"saved", "norms", "all", "pissa", "vera"} {
 		disturb(t, pm, name)
 	}
 	return base, pm
@@ -81,9 +88,14 @@ func TestMixedRowsEqualUnmixed(t *testing.T) {
 				{"saved", "a", "norms", peft.BaseModel},
 				{"all", "saved", "embedding", "b"},
 				{"norms", "norms", "all", "larger"},
+				{"dora", "a", "vera", "pissa"},
+				{"biases", peft.BaseModel, "biases", "dora"},
 				{"b", "b", "b", "b"},
 				{peft.BaseModel, peft.BaseModel, peft.BaseModel, peft.BaseModel},
 			} {
+				if rows[0] == "biases" && family != "qwen2" {
+					continue
+				}
 				view, err := pm.Mixed(rows...)
 				require.NoError(t, err)
 				got := logitsOf(t, base, view, fourRows)
