@@ -57,15 +57,23 @@ func trainedBiases(base site.Base, which Bias, targets []site.Module, reading bo
 	if which == BiasNone {
 		return nil, nil
 	}
-	adapted := map[string]bool{}
+	key := map[string]string{} // in the file, by the parameter's name
+	for _, m := range base.Modules() {
+		if m.Bias && !m.Replica && which == BiasAll {
+			key[m.BiasName()] = m.Path + ".bias"
+		}
+	}
 	for _, m := range targets {
 		if m.Bias {
-			adapted[m.BiasName()] = true
+			key[m.BiasName()] = m.Path + ".base_layer.bias"
 		}
 	}
 	var chosen []site.Parameter
 	for _, p := range base.Parameters() {
-		if isBias := p.Name == "bias" || strings.HasSuffix(p.Name, ".bias"); isBias && (which == BiasAll || adapted[p.Name]) {
+		if key[p.Name] == "" && which == BiasAll && strings.HasSuffix("."+p.Name, ".bias") { // of no module
+			key[p.Name] = p.Name
+		}
+		if key[p.Name] != "" {
 			chosen = append(chosen, p)
 		}
 	}
@@ -77,12 +85,7 @@ func trainedBiases(base site.Base, which Bias, targets []site.Module, reading bo
 			BiasAll: "the base has no bias", BiasLoraOnly: "no target module has a bias",
 		}[which])
 	}
-	copies := peft.CopyParameters(base, chosen, func(name string) string {
-		if !adapted[name] {
-			return name
-		}
-		return strings.TrimSuffix(name, "bias") + "base_layer.bias"
-	})
+	copies := peft.CopyParameters(base, chosen, func(name string) string { return key[name] })
 	for i := range copies.Params() {
 		copies.Params()[i].InBase = true
 	}

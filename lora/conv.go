@@ -6,6 +6,7 @@ import (
 	"github.com/gomlx/gomlx/core/graph"
 
 	"github.com/gopeft/gopeft/internal/graphx"
+	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -15,7 +16,7 @@ import (
 //	A [r, in, kernel...], B [out, r/groups, 1...]
 //
 // A has no groups, as in peft. So with groups the update is not the change of a weight,
-// and cannot be merged.
+// and cannot be merged. (peft leaves out the dilation of the base, and then fails on it.)
 
 // convolutionShapes returns those of A and B.
 func (l layer) convolutionShapes() (a, b []int) {
@@ -40,6 +41,29 @@ func (c LoraConfig) checkConvolution(m site.Module, r int) error {
 		return fmt.Errorf("use_dora is not supported for target module %q, a convolution with %d groups: its update has no rows to measure", m.Path, m.Conv.Groups)
 	}
 	return nil
+}
+
+// convolve is the convolution with A [r, in, kernel...].
+func (l layer) convolve(u *peft.Use, x, A *graph.Node) *graph.Node {
+	groups := l.Conv.Groups
+	if groups == 1 {
+		return u.Site.With(x, l.Stored(A))
+	}
+	// With has the base's groups: each gives the r channels of its own inputs, and their sum
+	// is what one group of all inputs gives.
+	inputs := l.In / groups
+	var parts []*graph.Node
+	for g := range groups {
+		parts = append(parts, graph.Slice(A, graph.AxisRange(), graph.AxisRange(g*inputs, (g+1)*inputs)))
+	}
+	y := u.Site.With(x, l.Stored(graph.Concatenate(parts, 0)))
+	channel := 1
+	if l.Conv.ChannelsLast {
+		channel = y.Rank() - 1
+	}
+	dims := y.Shape().Clone().Dimensions
+	split := append(append(append([]int{}, dims[:channel]...), groups, l.r), dims[channel+1:]...)
+	return graph.ReduceSum(graph.Reshape(y, split...), channel)
 }
 
 // pointwise is the convolution of kernel 1 with B [out, r/groups, 1...]: x has r channels.

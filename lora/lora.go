@@ -134,7 +134,7 @@ func (a *adapter) product(u *peft.Use, x, A, B *graph.Node) *graph.Node {
 	var low *graph.Node
 	switch l := a.layers[u.Site.Path]; l.Kind {
 	case site.Convolution:
-		return l.pointwise(a.scale(u, u.Site.With(x, l.Stored(A))), B)
+		return l.pointwise(a.scale(u, l.convolve(u, x, A)), B)
 	case site.Embedding: // the columns of A that x counts
 		low = graph.Gather(graph.Transpose(A, 0, 1), graph.InsertAxes(x, -1))
 	default:

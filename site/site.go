@@ -193,10 +193,9 @@ type Site struct {
 	// stored ([out, in], or [in, out] when Transposed), cut off from gradients.
 	FrozenWeight func() *graph.Node
 	// With builds the module on any input with another weight and without its bias: x·Wᵀ,
-	// the rows of W, or the convolution with the base's strides, padding and dilations.
-	// weight is as stored, in the pass's dtype; its outputs may be of another number. A
-	// convolution's groups are those that fit the weight: all its input channels, one group.
-	// nil for a norm.
+	// the rows of W, or the convolution with the base's strides, padding, dilations and
+	// groups. weight is as stored, in the pass's dtype; its outputs may be of another
+	// number, a multiple of the groups. nil for a norm.
 	With func(x, weight *graph.Node) *graph.Node
 }
 
