@@ -92,11 +92,16 @@ func axesOf(axis images.ChannelsAxisConfig, spatial int) []int {
 func shared(scope *model.Scope, in []*Node) []*Node {
 	g := in[0].Graph()
 	table := scope.In("embed").VariableWithShape("embeddings", shapes.Make(dtypes.Float32, 11, 6)).NodeValue(g)
-	x := Gather(table, InsertAxes(in[0], -1))
+	return untied(scope, in[0], table, table)
+}
+
+// untied is shared with a table for either use.
+func untied(scope *model.Scope, ids, embeddings, head *Node) []*Node {
+	x := Gather(embeddings, InsertAxes(ids, -1))
 	for range 2 {
 		x = Add(x, Tanh(layers.Dense(scope.At("again"), x, true, 6)))
 	}
-	return []*Node{Dot(x, table).General([]int{2}, nil, []int{1}, nil)}
+	return []*Node{Dot(x, head).General([]int{2}, nil, []int{1}, nil)}
 }
 
 // batchNormed is a model that GoMLX would change while it trains it.
@@ -126,6 +131,9 @@ var foreignModels = []foreign{
 	{name: "fused", fn: fused, input: float32s(4, 4), target: peft.AllLinear, modules: []string{"gate", "readout.dense", "norm.layer_normalization"}},
 	{name: "by hand", fn: byHand, input: float32s(2, 3, 4), target: peft.AllLinear, modules: []string{"split", "merge", "left", "back"}},
 	{name: "shared", fn: shared, input: int32s(2, 3), ids: 11, target: peft.Modules("embed", "again.dense", "embed.linear"), modules: []string{"embed", "again.dense", "embed.linear"}},
+	{name: "conv1d", fn: convolutions(images.ChannelsLast, 1), input: float32s(2, 9, 3), target: peft.Regex("first.conv|second.conv|readout.dense"), modules: []string{"first.conv", "second.conv", "readout.dense"}},
+	{name: "conv2d", fn: convolutions(images.ChannelsLast, 2), input: float32s(2, 6, 5, 3), target: peft.Regex("first.conv|second.conv|readout.dense"), modules: []string{"first.conv", "second.conv", "readout.dense"}},
+	{name: "conv2d channels first", fn: convolutions(images.ChannelsFirst, 2), input: float32s(2, 3, 6, 5), target: peft.Regex("first.conv|second.conv|readout.dense"), modules: []string{"first.conv", "second.conv", "readout.dense"}},
 	{name: "standard", fn: zooModel(transformer.ArchitectureStandard, false, 2), input: int32s(2, 5), ids: 17, target: peft.Regex(".*dense|token_embed")},
 	{name: "standard transposed", fn: zooModel(transformer.ArchitectureStandard, true, 2), input: int32s(2, 5), ids: 17, target: peft.Regex(".*dense|token_embed")},
 	{name: "gemma3", fn: zooModel(transformer.ArchitectureGemma3, false, 2), input: int32s(2, 5), ids: 17, target: peft.Regex(".*dense|token_embed")},

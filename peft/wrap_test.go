@@ -3,6 +3,7 @@ package peft_test
 import (
 	"math"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/gomlx/compute/dtypes"
@@ -12,6 +13,7 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/site"
@@ -94,6 +96,10 @@ func mergedInGraph(base *peft.WrappedModel, fn peft.ModelFunc, pm *peft.PeftMode
 			var delta *graph.Node
 			if m.Kind == site.Embedding {
 				delta = graph.Transpose(graph.Dot(values.Get(m.Path+".lora_embedding_B"), values.Get(m.Path+".lora_embedding_A")).Product(), 0, 1)
+			} else if m.Kind == site.Convolution {
+				a, b := values.Get(m.Path+".lora_A.weight"), values.Get(m.Path+".lora_B.weight")
+				delta = graph.Dot(graph.Reshape(b, m.Out, -1), graph.Reshape(a, a.Shape().Dim(0), -1)).Product()
+				delta = m.Stored(graph.Reshape(delta, m.WeightShape()...))
 			} else {
 				delta = graph.Dot(values.Get(m.Path+".lora_B.weight"), values.Get(m.Path+".lora_A.weight")).Product()
 				if m.Transposed {
@@ -186,4 +192,87 @@ func TestWrappedModules(t *testing.T) {
 			require.Equal(t, m.modules, paths)
 		})
 	}
+}
+
+// Merging gives the model that the adapter makes: in a copy of the store, and in a file.
+func TestWrappedMerge(t *testing.T) {
+	for _, m := range foreignModels {
+		if m.name == "shared" {
+			continue
+		}
+		t.Run(m.name, func(t *testing.T) {
+			base := wrap(t, m.fn, m.input)
+			pm := attachRandom(t, base, m.target)
+			input := example(m, 4)
+			want := run(t, base, pm, input)
+			before := run(t, base, nil, input)
+
+			store, report, err := base.Merged(pm)
+			require.NoError(t, err)
+			merged, err := peft.WrapModel(base.Backend(), store, m.fn, []shapes.Shape{m.input})
+			require.NoError(t, err)
+			defer merged.Close()
+			require.Less(t, distance(t, want, run(t, merged, nil, input)), 1e-5)
+			require.Equal(t, before, run(t, base, nil, input), "the base is as it was")
+
+			dir := filepath.Join(t.TempDir(), "merged")
+			written, err := pm.Merge(t.Context(), dir)
+			require.NoError(t, err)
+			require.Equal(t, report.MaxChange, written.MaxChange)
+			require.ElementsMatch(t, report.Tensors, written.Tensors)
+			file, err := safetensors.Open(filepath.Join(dir, "model.safetensors"))
+			require.NoError(t, err)
+			defer file.Close()
+			for _, p := range merged.Parameters() {
+				data, err := file.Bytes(p.Name)
+				require.NoError(t, err)
+				require.NoError(t, store.GetVariable(site.VariablePath(p.Name)).MustValue().ConstBytes(func(b []byte) {
+					require.Equal(t, b, data, p.Name)
+				}))
+			}
+			_, err = pm.Merge(t.Context(), dir)
+			require.NoError(t, err, "a model may be replaced")
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "notes.txt"), nil, 0o600))
+			_, err = pm.Merge(t.Context(), dir)
+			require.ErrorContains(t, err, "notes.txt")
+		})
+	}
+}
+
+func run(t testing.TB, base *peft.WrappedModel, pm *peft.PeftModel, input *tensors.Tensor) []float32 {
+	t.Helper()
+	outputs, err := base.Run(pm, input)
+	require.NoError(t, err)
+	var all []float32
+	for _, out := range outputs {
+		values, err := tensors.CopyFlatData[float32](out)
+		require.NoError(t, err)
+		all = append(all, values...)
+	}
+	return all
+}
+
+// What was trained on a wrapped model loads again, on a base with the same modules only.
+func TestWrappedSaveAndLoad(t *testing.T) {
+	m := foreignModels[0]
+	base := wrap(t, m.fn, m.input, peft.WrapOptions{ModelType: "points", NameOrPath: "acme/points"})
+	pm := attachRandom(t, base, m.target)
+	dir := filepath.Join(t.TempDir(), "adapter")
+	require.NoError(t, pm.SavePretrained(dir))
+	file, err := safetensors.Open(filepath.Join(dir, "adapter_model.safetensors"))
+	require.NoError(t, err)
+	defer file.Close()
+	require.Contains(t, file.Names(), "base_model.model.hidden.dense.lora_A.weight")
+	loaded, err := peft.LoadAdapter(base, dir)
+	require.NoError(t, err)
+	require.Equal(t, run(t, base, pm, example(m, 1)), run(t, base, loaded, example(m, 1)))
+	config, err := loaded.Config(peft.DefaultAdapter)
+	require.NoError(t, err)
+	require.Equal(t, "acme/points", config.Common().BaseModelNameOrPath)
+
+	other := wrap(t, fused, float32s(4, 4))
+	_, err = peft.LoadAdapter(other, dir)
+	require.Error(t, err)
+	_, err = peft.GetPeftModel(base, lora.LoraConfig{R: 2, TargetModules: peft.Modules("hiden.dense")})
+	require.ErrorContains(t, err, `target module "hiden.dense" matches nothing; did you mean "hidden.dense"?`)
 }

@@ -145,7 +145,10 @@ func (r *rewriter) site(u *use) *graph.Node {
 	}
 	y := pass.Apply(&site.Site{Module: m, X: x, Base: base, FrozenWeight: frozen,
 		With: func(in, weight *graph.Node) *graph.Node {
-			return convert(u.builder.with(m, in, convert(weight, in.DType())), dtype)
+			if in.DType().IsFloat() {
+				in = convert(in, dtype)
+			}
+			return convert(u.builder.with(m, in, convert(weight, dtype)), dtype)
 		},
 	})
 	if y == unchanged {
