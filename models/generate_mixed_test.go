@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -148,4 +149,63 @@ func TestGenerateSwapCompilesNothing(t *testing.T) {
 	got := generated(t, fresh)
 	requireSameGeneration(t, want["1"][0], got[0], "fresh")
 	require.Equal(t, compiled, m.programs.count())
+}
+
+// TestGenerateWhileSwapping: adapters are swapped, renamed, added and deleted while views of
+// all kinds generate; each answer is that of one of the adapters as a whole.
+func TestGenerateWhileSwapping(t *testing.T) {
+	m := loadFixture(t, "llama")
+	config := func(r int) lora.LoraConfig {
+		return lora.LoraConfig{R: r, TargetModules: peft.Modules("q_proj", "v_proj"), InitLoraWeights: lora.InitRandom}
+	}
+	var files []string
+	want := map[string]bool{}
+	for i := range 2 {
+		pm, err := peft.GetPeftModel(m, config(i+2), peft.Options{Seed: uint64(i), MaxRank: 4})
+		require.NoError(t, err)
+		files = append(files, filepath.Join(t.TempDir(), "adapter"))
+		require.NoError(t, pm.SavePretrained(files[i]))
+		want[fmt.Sprint(generated(t, pm)[0].IDs)] = true
+	}
+	require.Len(t, want, 2)
+	pm, err := peft.LoadAdapter(m, files[0], peft.Options{MaxRank: 4})
+	require.NoError(t, err)
+	mixed, err := pm.Mixed(peft.DefaultAdapter, peft.BaseModel)
+	require.NoError(t, err)
+	none, err := pm.With()
+	require.NoError(t, err)
+	var wait sync.WaitGroup
+	for _, view := range []site.View{pm, mixed, pm} {
+		wait.Go(func() {
+			for range 8 {
+				g, err := NewGenerator(view)
+				if err == nil {
+					var out []Generation
+					out, err = g.Generate(context.Background(), viewPrompts, GenerateOptions{MaxNewTokens: 6, StopTokens: []int32{}})
+					if err == nil && !want[fmt.Sprint(out[0].IDs)] {
+						err = fmt.Errorf("neither adapter's answer: %v", out[0].IDs)
+					}
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wait.Go(func() {
+		for i := range 20 {
+			name := fmt.Sprint("other", i)
+			for _, err := range []error{
+				pm.SwapAdapter(peft.DefaultAdapter, files[i%2]),
+				none.AddAdapter(config(2), peft.Options{Name: name}), none.RenameAdapter(name, name+"b"), none.DeleteAdapter(name + "b"),
+			} {
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			pm.ModelStatus()
+			pm.LayerStatus()
+		}
+	})
+	wait.Wait()
 }

@@ -135,3 +135,13 @@ func TestMergeOverflow(t *testing.T) {
 	_, err = os.Stat(dir)
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
+
+// A masked language model has a bias more when its head is untied, which it is not: an
+// adapter of one use of its embedding is refused, and the error says why.
+func TestMergeMaskedHead(t *testing.T) {
+	base := basetest.Load(t, filepath.Join(basetest.Fixtures, "encoders", "bert_masked"))
+	pm := attach(t, base, lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom, TargetModules: peft.Modules("word_embeddings", "query")})
+	_, err := pm.Merge(t.Context(), filepath.Join(t.TempDir(), "merged"))
+	require.ErrorContains(t, err, "with the head untied")
+	require.ErrorContains(t, err, "decoder.bias")
+}
