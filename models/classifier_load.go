@@ -39,7 +39,9 @@ type ClassifierOptions struct {
 // A checkpoint without such a head, a pre-trained encoder, gets a new one: matrices
 // from a normal distribution of standard deviation initializer_range, biases 0. Which
 // parameters are new is in [Classifier.LoadReport], and under which names the
-// checkpoint has others, where it is of the trunk alone. Labels that are not the
+// checkpoint has others, where it is of the trunk alone. An adapter's file has the head
+// and not a pooler below it: where that is new, too, the adapter fits only a base that is
+// loaded with the same Seed. Labels that are not the
 // checkpoint's are an error unless NewHead is set. At most one ClassifierOptions is used.
 func LoadClassifier(ctx context.Context, nameOrPath string, options ...ClassifierOptions) (*Classifier, error) {
 	var o ClassifierOptions
