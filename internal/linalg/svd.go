@@ -161,3 +161,6 @@ func ThinQR(m mat.Matrix) (q, r *mat.Dense) {
 	call(func(work []float64, n int) { lapack64.Orgqr(q.RawMatrix(), tau, work, n) })
 	return q, r
 }
+
+// First returns the k largest of the singular values that there are.
+func (s SVD) First(k int) SVD { return SVD{cut(s.U, k), s.S[:k], cut(s.V, k)} }

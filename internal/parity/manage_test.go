@@ -66,5 +66,9 @@ func TestGoManaged(t *testing.T) {
 	require.NoError(t, pm.AddAdapter(random(2, "q_proj", "v_proj", "embed_tokens"), peft.Options{Name: "swapped", MaxRank: 8}))
 	require.NoError(t, pm.SwapAdapter("swapped", filepath.Join(out, "adapters", "b")))
 	check("swapped")
+	require.NoError(t, pm.AddAdapter(lora.LoraConfig{R: 4, UseDora: true, InitLoraWeights: lora.InitRandom, TargetModules: peft.Modules("v_proj", "embed_tokens"), ModulesToSave: peft.Strings{"model.norm"}}, peft.Options{Name: "dora"}))
+	_, err := lora.Convert(pm, "dora", "converted", lora.Conversion{Energy: 0.8})
+	require.NoError(t, err)
+	check("converted")
 	q.answer(t, python)
 }
