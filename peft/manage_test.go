@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gopeft/gopeft/internal/basetest"
+	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
@@ -205,4 +206,75 @@ func TestDifferentMethodsTogether(t *testing.T) {
 	}
 	_, err := pm.Training("norms")
 	require.ErrorIs(t, err, peft.ErrUnknownAdapter) // not active
+}
+
+// An unknown name is an error; which adapters are active is the view's alone, also where
+// their targets differ (peft.md 8.48).
+func TestActiveAdapters(t *testing.T) {
+	base := family(t, "llama")
+	pm := attach(t, base, lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom, TargetModules: peft.Modules("q_proj")})
+	require.NoError(t, pm.AddAdapter(lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom, TargetModules: peft.Modules("down_proj")}, peft.Options{Name: "b"}))
+	_, err := pm.With("default", "x")
+	require.ErrorIs(t, err, peft.ErrUnknownAdapter)
+	require.Equal(t, []string{"default"}, pm.Active())
+	both, b := selected(t, pm, "default", "b"), selected(t, pm, "b")
+	require.Equal(t, []string{"default", "b"}, both.Active())
+	require.Equal(t, []string{"b"}, b.Active())
+	require.Equal(t, []string{"default"}, pm.Active())
+	// A later addition changes no view (peft.md 8.45).
+	before := logitsOf(t, base, pm, fourRows)
+	require.NoError(t, pm.AddAdapter(lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom}, peft.Options{Name: "c"}))
+	require.Equal(t, before, logitsOf(t, base, pm, fourRows))
+	require.Equal(t, []string{"default"}, pm.Trained())
+}
+
+// Without adapters a view is the base, bit for bit, and with them again what it was,
+// however often and in whatever order (peft.md 8.50, 8.61).
+func TestDisabledIsTheBase(t *testing.T) {
+	base, pm := zoo(t, "qwen2")
+	plain := logitsOf(t, base, base, fourRows)
+	for _, name := range pm.Adapters() {
+		with := logitsOf(t, base, selected(t, pm, name), fourRows)
+		require.NotEqual(t, plain, with, name)
+		none := selected(t, selected(t, pm, name))
+		require.Equal(t, plain, logitsOf(t, base, none, fourRows), name)
+		require.Equal(t, plain, logitsOf(t, base, selected(t, none), fourRows), name)
+		require.Equal(t, with, logitsOf(t, base, selected(t, none, name), fourRows), name)
+	}
+}
+
+// The base's parameters keep the names and the values of its checkpoint, whatever adapters
+// there are (peft.md 8.59). There is no setter: the base never changes.
+func TestBaseParametersKeepNamesAndValues(t *testing.T) {
+	base, pm := zoo(t, "llama")
+	folder, err := safetensors.OpenIndexed(filepath.Join(basetest.Fixtures, "families", "llama"))
+	require.NoError(t, err)
+	defer folder.Close()
+	var names []string
+	for _, p := range pm.Base().Parameters() {
+		names = append(names, p.Name)
+		want := make([]float32, p.Size())
+		data, err := folder.Bytes(p.Name)
+		require.NoError(t, err)
+		require.NoError(t, safetensors.DecodeFloat32s(want, data, safetensors.F32))
+		got, err := peft.BaseValues(base, p)
+		require.NoError(t, err)
+		require.Equal(t, want, got, p.Name)
+	}
+	require.ElementsMatch(t, folder.Names(), names)
+}
+
+// What was loaded prints as a line, and what does not fit with one wanted and one found name.
+func TestLoadReportPrints(t *testing.T) {
+	base := family(t, "llama")
+	pm, err := peft.LoadAdapter(base, filepath.Join(basetest.Fixtures, "lora", "llama-qv"))
+	require.NoError(t, err)
+	report, err := pm.LoadReport(peft.DefaultAdapter)
+	require.NoError(t, err)
+	require.Equal(t, "8 tensors loaded", report.String())
+	require.Equal(t, "no tensor loaded", peft.LoadReport{}.String())
+	require.Equal(t, `no tensor of the file fits the base: want names like "a", the file has names like "b"`,
+		peft.LoadReport{Missing: []string{"a"}, Unexpected: []string{"b"}}.String())
+	require.Equal(t, `1 tensors missing, first "a"; 2 tensors unexpected, first "b"; 1 tensors do not fit, first "d": want shape [1], got F32 [2]`,
+		peft.LoadReport{Loaded: []string{"x"}, Missing: []string{"a"}, Unexpected: []string{"b", "c"}, Mismatched: []peft.Mismatch{{Name: "d", Want: []int{1}, Got: []int{2}, DType: "F32"}}}.String())
 }

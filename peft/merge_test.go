@@ -2,9 +2,11 @@ package peft_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -12,6 +14,7 @@ import (
 
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/lora"
+	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/site"
 )
@@ -144,4 +147,39 @@ func TestMergeMaskedHead(t *testing.T) {
 	_, err := pm.Merge(t.Context(), filepath.Join(t.TempDir(), "merged"))
 	require.ErrorContains(t, err, "with the head untied")
 	require.ErrorContains(t, err, "decoder.bias")
+}
+
+// spy notes how much of the heap is in use while a model is written.
+type spy struct {
+	*models.Model
+	heap []uint64
+}
+
+func (s *spy) Export(ctx context.Context, dir string, edit func(p site.Parameter, values []float32) (bool, error)) error {
+	return s.Model.Export(ctx, dir, func(p site.Parameter, values []float32) (bool, error) {
+		changed, err := edit(p, values)
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		s.heap = append(s.heap, m.HeapAlloc)
+		return changed, err
+	})
+}
+
+// Merging holds one tensor at a time, whatever the number of tensors (issue: merge).
+func TestMergeHoldsOneTensor(t *testing.T) {
+	config := []byte(`{"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 1024, "vocab_size": 64,
+		"max_position_embeddings": 64, "hidden_act": "silu", "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}`)
+	made, err := models.New(t.Context(), config, 1, models.Options{Backend: "go"})
+	require.NoError(t, err)
+	dir := filepath.Join(t.TempDir(), "base")
+	require.NoError(t, made.Export(t.Context(), dir, nil))
+	require.NoError(t, made.Close())
+	base := &spy{Model: basetest.Load(t, dir)}
+	pm := attach(t, base, lora.LoraConfig{R: 4, TargetModules: peft.AllLinear, InitLoraWeights: lora.InitRandom})
+	report, err := pm.Merge(t.Context(), filepath.Join(t.TempDir(), "merged"))
+	require.NoError(t, err)
+	require.Len(t, report.Tensors, 56)
+	const largest = 256 * 1024 * 4
+	require.Less(t, slices.Max(base.heap)-slices.Min(base.heap), uint64(4*largest)) // all of them are 33 times the largest
 }

@@ -44,9 +44,18 @@ type LoadError struct {
 // Error names the number and the first of each kind of difference; if nothing
 // fits, one wanted and one found name.
 func (e *LoadError) Error() string {
-	r := e.Report
+	return fmt.Sprintf("peft: load adapter %q: %s", e.Dir, e.Report)
+}
+
+// String is one line: the number of tensors loaded, or the number and the first of each
+// kind of difference.
+func (r LoadReport) String() string {
 	var parts []string
 	switch {
+	case r.ok() && len(r.Copies) > 0:
+		return fmt.Sprintf("%d tensors loaded, %d copies of the base's left", len(r.Loaded), len(r.Copies))
+	case r.ok():
+		return fmt.Sprintf("%d tensors loaded", len(r.Loaded))
 	case len(r.Loaded) == 0 && len(r.Missing) > 0 && len(r.Unexpected) > 0:
 		parts = append(parts, fmt.Sprintf("no tensor of the file fits the base: want names like %q, the file has names like %q",
 			r.Missing[0], r.Unexpected[0]))
@@ -61,7 +70,10 @@ func (e *LoadError) Error() string {
 	if len(r.Mismatched) > 0 {
 		parts = append(parts, fmt.Sprintf("%d tensors do not fit, first %s", len(r.Mismatched), r.Mismatched[0]))
 	}
-	return fmt.Sprintf("peft: load adapter %q: %s", e.Dir, strings.Join(parts, "; "))
+	if len(parts) == 0 {
+		return "no tensor loaded"
+	}
+	return strings.Join(parts, "; ")
 }
 
 func (r LoadReport) ok() bool {

@@ -12,6 +12,60 @@ import (
 	"github.com/gopeft/gopeft/site"
 )
 
+// With returns the model seen through the named adapters, in this order; with no
+// name, the base alone.
+//
+// It is an error if two of them replace the same parameter or module as a whole, as
+// modules_to_save and trained biases do: only one could count.
+func (pm *PeftModel) With(names ...string) (*PeftModel, error) {
+	view := &PeftModel{set: pm.set, active: slices.Clone(names)}
+	pm.set.mu.RLock()
+	defer pm.set.mu.RUnlock()
+	for i, name := range names {
+		na, ok := pm.set.adapters[name]
+		if !ok {
+			return nil, pm.set.unknown(name)
+		}
+		if slices.Contains(names[:i], name) {
+			return nil, fmt.Errorf("peft: adapter %q is named twice", name)
+		}
+		view.held = append(view.held, na)
+	}
+	if err := view.conflict(); err != nil {
+		return nil, err
+	}
+	return view, nil
+}
+
+// unknown is the error of a name that the set does not have. The lock is held.
+func (s *adapterSet) unknown(name string) error {
+	return fmt.Errorf("peft: %w %q (the model has %s)", ErrUnknownAdapter, name, strings.Join(s.order, ", "))
+}
+
+// live returns the adapter of a name: the view's own, or else what the name now stands
+// for. The set's lock is held.
+func (pm *PeftModel) live(name string) (*namedAdapter, error) {
+	if i := slices.Index(pm.active, name); i >= 0 {
+		return pm.held[i], nil
+	}
+	if na, ok := pm.set.adapters[name]; ok {
+		return na, nil
+	}
+	return nil, pm.set.unknown(name)
+}
+
+// get returns a copy of an adapter as it is now.
+func (pm *PeftModel) get(name string) (*namedAdapter, error) {
+	pm.set.mu.RLock()
+	defer pm.set.mu.RUnlock()
+	na, err := pm.live(name)
+	if err != nil {
+		return nil, err
+	}
+	now := *na
+	return &now, nil
+}
+
 // Training returns the view with the same active adapters of which only the named ones
 // are trained; the others stay as they are. [PeftModel.With] gives a view that trains all.
 func (pm *PeftModel) Training(names ...string) (*PeftModel, error) {
