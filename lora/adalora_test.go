@@ -197,7 +197,9 @@ func TestAdaLoraErrors(t *testing.T) {
 		{func(c *lora.AdaLoraConfig) { c.DeltaT = -1 }, `adalora: tinit is 0, tfinal 0 and deltaT -1, want none negative`},
 		{func(c *lora.AdaLoraConfig) { c.InitLoraWeights = "olora" }, `adalora: init_lora_weights "olora" is not supported`},
 		{func(c *lora.AdaLoraConfig) { c.TargetModules = peft.Modules("norm") }, `adalora: target module "model.norm" is of kind norm, want a linear layer or a convolution`},
-		{func(c *lora.AdaLoraConfig) { c.RankPattern = map[string][]bool{"model.layers.0.self_attn.q_proj.lora_E": {true}} }, `adalora: rank_pattern: "model.layers.0.self_attn.q_proj.lora_E" has 1 entries, want init_r, 4`},
+		{func(c *lora.AdaLoraConfig) {
+			c.RankPattern = map[string][]bool{"model.layers.0.self_attn.q_proj.lora_E": {true}}
+		}, `adalora: rank_pattern: "model.layers.0.self_attn.q_proj.lora_E" has 1 entries, want init_r, 4`},
 		{func(c *lora.AdaLoraConfig) { c.RankPattern = map[string][]bool{"q_proj": nil} }, `adalora: rank_pattern: "q_proj" is no tensor of the adapted modules`},
 	} {
 		config := good
@@ -206,7 +208,7 @@ func TestAdaLoraErrors(t *testing.T) {
 		require.ErrorContains(t, err, c.want)
 	}
 	for options, want := range map[string]string{
-		`"use_dora": true`:       `adalora: option "use_dora" = true is not supported`,
+		`"use_dora": true`:        `adalora: option "use_dora" = true is not supported`,
 		`"loftq_config": {"a":1}`: `adalora: option "loftq_config" = {"a":1} is not supported`,
 	} {
 		config, err := peft.DecodeConfig([]byte(`{"peft_type": "ADALORA", "total_step": 10, ` + options + `}`))

@@ -18,6 +18,7 @@ type adapter struct {
 	byBias   map[string]layer // with lora_bias
 	params   []peft.Param
 	patterns []peft.PatternCount
+	modules  []site.Module // of the base
 	// parameters are adapted as such; nil without any.
 	parameters *parameters
 	// maxRank is what the adapter is laid out for, 0 for its own ranks, see pad.
@@ -75,7 +76,9 @@ func attach(c LoraConfig, base site.Base) (*adapter, error) {
 	a := &adapter{
 		config: c, targets: targets, patterns: append(append(counts, rankCounts...), alphaCounts...),
 		layers: make(map[string]layer, len(targets)), byWeight: make(map[string]layer, len(targets)), byBias: map[string]layer{},
+		modules: modules,
 	}
+	defer func() { a.config.calibration = nil }() // what is left of it are initial values
 	s := c.newStarts(base)
 	for i, m := range targets {
 		l := layer{Module: m, r: int(ranks[i]), rank: int(ranks[i]), alpha: alphas[i]}

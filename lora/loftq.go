@@ -5,6 +5,7 @@ import (
 	"math"
 	"sort"
 
+	"github.com/gomlx/compute/dtypes/float16"
 	"gonum.org/v1/gonum/mat"
 )
 
@@ -71,8 +72,8 @@ func (l layer) loftqStart(W *mat.Dense, c LoftqConfig) (start, error) {
 }
 
 // fakeQuantised rounds a weight [rows, columns] to values that 4 or 8 bits can tell apart, in
-// float32 as bitsandbytes does: NF4 in blocks of 64 successive values, 8 bits by row, each
-// relative to its largest magnitude.
+// float32 as bitsandbytes does: NF4 in blocks of 64 successive values, 8 bits by row of
+// values that are rounded to float16 before, each relative to its largest magnitude.
 func fakeQuantised(values []float64, columns, bits int) []float64 {
 	out := make([]float64, len(values))
 	block := columns
@@ -80,19 +81,23 @@ func fakeQuantised(values []float64, columns, bits int) []float64 {
 		block = 64
 	}
 	for from := 0; from < len(values); from += block {
-		part := values[from:min(from+block, len(values))]
+		part := make([]float32, min(block, len(values)-from))
 		var largest float32
-		for _, v := range part {
-			largest = max(largest, float32(math.Abs(v)))
+		for i := range part {
+			part[i] = float32(values[from+i])
+			if bits == 8 {
+				part[i] = float16.FromFloat32(part[i]).Float32()
+			}
+			largest = max(largest, part[i], -part[i])
 		}
 		for i, v := range part {
 			if largest == 0 {
 				continue
 			}
 			if bits == 4 {
-				out[from+i] = float64(nearestNF4(float32(v)*(1/largest)) * largest)
+				out[from+i] = float64(nearestNF4(v*(1/largest)) * largest)
 			} else {
-				code := math.RoundToEven(float64(float32(v) * (127 / largest)))
+				code := math.RoundToEven(float64(v * (127 / largest)))
 				out[from+i] = float64(float32(code) * (largest * (1.0 / 127)))
 			}
 		}

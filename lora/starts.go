@@ -23,8 +23,9 @@ type start struct{ a, b []float32 }
 type starts struct {
 	base   site.Base
 	layers []layer
-	// find decomposes a weight W [out, in].
-	find func(W *mat.Dense, l layer) (start, error)
+	// find decomposes a weight W [out, in]. known, if not nil, is asked in its place.
+	find  func(W *mat.Dense, l layer) (start, error)
+	known func(l layer) (start, error)
 
 	once sync.Once
 	mu   sync.Mutex
@@ -45,7 +46,7 @@ func (c LoraConfig) newStarts(base site.Base) *starts {
 	case c.InitLoraWeights == InitLoftq:
 		s.find = func(W *mat.Dense, l layer) (start, error) { return l.loftqStart(W, c.LoftqConfig) }
 	case c.InitLoraWeights == InitCorda:
-		s.find = func(_ *mat.Dense, l layer) (start, error) { return c.calibration.corda(l) }
+		s.known = c.calibration.corda
 	}
 	return s
 }
@@ -64,7 +65,7 @@ func (s *starts) init(path string, pick func(start) []float32) func(*rand.Rand, 
 
 func (s *starts) compute() {
 	var group errgroup.Group
-	group.SetLimit(runtime.GOMAXPROCS(0))
+	group.SetLimit(runtime.GOMAXPROCS(0)) // each holds a weight in float64, and its factors
 	for _, l := range s.layers {
 		group.Go(func() error {
 			st, err := s.start(l)
@@ -86,6 +87,9 @@ func (s *starts) start(l layer) (start, error) {
 		return start{}, fmt.Errorf("the rank %d is larger than the weight [%d, %d] has", l.r, l.Out, l.In)
 	case !(l.scaling > 0):
 		return start{}, fmt.Errorf("lora_alpha is %g, want more than 0", l.alpha)
+	}
+	if s.known != nil {
+		return s.known(l)
 	}
 	W, err := matrixOf(s.base, l.Module)
 	if err != nil {
