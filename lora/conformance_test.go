@@ -11,6 +11,7 @@ import (
 func TestConformance(t *testing.T) {
 	for name, s := range map[string]pefttest.Suite{
 		"plain":             {Config: lora.LoraConfig{R: 2}},
+		"quantised base":    {Config: lora.LoraConfig{R: 2}, Family: "llama_nf4"},
 		"all and rslora":    {Config: lora.LoraConfig{R: 4, UseRSLoRA: true, TargetModules: peft.AllLinear}},
 		"random":            {Config: lora.LoraConfig{R: 2, InitLoraWeights: lora.InitRandom}, NotIdentity: true},
 		"layer_replication": {Config: lora.LoraConfig{R: 2, LayerReplication: [][2]int{{0, 1}, {0, 2}, {1, 2}}}, NotMergeable: true},

@@ -35,6 +35,9 @@ func (b *Blocks) Weight(name string) *Node {
 
 // frozen returns the base's own value of a parameter, cut off from gradients.
 func (b *Blocks) frozen(name string) *Node {
+	if q, ok := b.model.quantised[name]; ok {
+		return b.dequantised(name, q, nil)
+	}
 	v := b.model.store.GetVariable(site.VariablePath(name))
 	if v == nil {
 		panic(fmt.Errorf("models: %s has no parameter %q", b.model.config.ModelType, name))
@@ -69,7 +72,12 @@ func (b *Blocks) apply(path string, x *Node, base func(m site.Module, x *Node) *
 // Linear is x·Wᵀ + bias: x [..., in] -> [..., out].
 func (b *Blocks) Linear(path string, x *Node) *Node {
 	return b.apply(path, x, func(m site.Module, x *Node) *Node {
-		y := linear(m, x, b.Weight(m.Weight()))
+		var y *Node
+		if q, ok := b.model.quantised[m.Weight()]; ok {
+			y = b.quantisedProduct(m, q, x)
+		} else {
+			y = linear(m, x, b.Weight(m.Weight()))
+		}
 		if m.Bias {
 			bias := b.Weight(m.BiasName())
 			y = Add(y, ExpandLeftToRank(bias, y.Rank()))

@@ -7,6 +7,7 @@ import (
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/ml/model"
 
+	"github.com/gopeft/gopeft/quant"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -33,6 +34,10 @@ type core struct {
 	// complete adds to a checkpoint what it lacks; nil: nothing.
 	complete func(source) source
 	report   LoadReport
+	// scheme says which weights to hold in few bits; nil: none.
+	scheme quant.Scheme
+	// quantised are the weights held in few bits, by name.
+	quantised map[string]quantisedWeight
 	// closeBackend closes a backend that the model opened; nil: it did not.
 	closeBackend func()
 }
@@ -83,6 +88,9 @@ func (c *core) tensors() (source, error) {
 	}
 	if c.complete != nil {
 		named = c.complete(named)
+	}
+	if len(c.quantised) > 0 {
+		named = dequantisedSource{named, c}
 	}
 	return named, nil
 }

@@ -134,7 +134,7 @@ func TestDecoderOptions(t *testing.T) {
 		{"gpt2", map[string]any{"activation_function": "mish"}, `activation_function "mish" is not supported`},
 		{"gpt2", map[string]any{"scale_attn_weights": "yes"}, "scale_attn_weights: wanted true or false"},
 		{"opt", map[string]any{"ffn_dim": nil}, "ffn_dim is missing"},
-		{"opt", map[string]any{"quantization_config": map[string]any{}}, "quantised checkpoints are not supported"},
+		{"opt", map[string]any{"quantization_config": map[string]any{}}, "quant_method"},
 		{"opt", map[string]any{"activation_function": "mish"}, `activation_function "mish" is not supported`},
 		{"gpt_neox", map[string]any{"rope_parameters": map[string]any{"rope_type": "odd"}}, `rope_type "odd" is not supported`},
 		{"gpt_neox", map[string]any{"rope_parameters": nil, "rotary_pct": 0.2}, "even"},

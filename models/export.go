@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/gomlx/gomlx/ml/model"
+
 	"github.com/gopeft/gopeft/internal/atomicfile"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/models/tokenizer"
@@ -47,7 +49,11 @@ type exported struct {
 }
 
 func (m *core) export(ctx context.Context, dir string, tok *tokenizer.Tokenizer, edit func(site.Parameter, []float32) (bool, error)) error {
-	return m.exportAs(ctx, dir, tok, exported{m.network, m.config.JSON, nil}, edit)
+	json, err := withoutQuantization(m.config.JSON)
+	if err != nil {
+		return err
+	}
+	return m.exportAs(ctx, dir, tok, exported{m.network, json, nil}, edit)
 }
 
 func (m *core) exportAs(ctx context.Context, dir string, tok *tokenizer.Tokenizer, as exported, edit func(site.Parameter, []float32) (bool, error)) error {
@@ -233,7 +239,13 @@ func (s storeSource) Info(name string) (safetensors.TensorInfo, bool) {
 	if v == nil {
 		return safetensors.TensorInfo{}, false
 	}
-	info, err := safetensors.Tensor{Name: name, DType: fileDType(s.m.dtype), Shape: v.Shape().Dimensions}.Info()
+	shape := v.Shape().Dimensions
+	if q, ok := s.m.quantised[name]; ok {
+		if shape = slices.Clone(q.Shape()); q.flipped {
+			slices.Reverse(shape)
+		}
+	}
+	info, err := safetensors.Tensor{Name: name, DType: fileDType(s.m.dtype), Shape: shape}.Info()
 	return info, err == nil
 }
 
@@ -242,6 +254,11 @@ func (s storeSource) Bytes(name string) (data []byte, err error) {
 	if v == nil {
 		return nil, fmt.Errorf("no parameter %q", name)
 	}
+	return storeBytes(v)
+}
+
+// storeBytes copies a variable's value to the host.
+func storeBytes(v *model.Variable) (data []byte, err error) {
 	value, err := v.Value()
 	if err != nil {
 		return nil, err

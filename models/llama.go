@@ -198,9 +198,7 @@ func refuseOptions(f *fields, known ...string) {
 	if n := f.sizeOr("pretraining_tp", 1); n != 1 {
 		f.fail("pretraining_tp %d is not supported: wanted 1", n)
 	}
-	if f.has("quantization_config") {
-		f.fail("quantization_config: quantised checkpoints are not supported yet")
-	}
+	checkQuantization(f)
 	for _, name := range []string{"partial_rotary_factor", "embedding_multiplier", "residual_multiplier",
 		"logits_scaling", "logit_scale"} {
 		if x := f.numberOr(name, 1); x != 1 && !slices.Contains(known, name) {

@@ -16,6 +16,7 @@ import (
 	"github.com/gopeft/gopeft/internal/backend"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/models/hub"
+	"github.com/gopeft/gopeft/quant"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -30,6 +31,11 @@ type Options struct {
 	// DType is the dtype of parameters and computation: Float32, BFloat16 or
 	// Float16. Zero: bfloat16 on CUDA, else float32.
 	DType dtypes.DType
+	// Quantization, if not nil, holds the weights of linear layers in few bits: quant.NF4{},
+	// quant.FP4{} or quant.INT8{}. They are quantised one by one while they are loaded, so
+	// that the full model never exists. A checkpoint that bitsandbytes has quantised is
+	// held as it is, and needs none.
+	Quantization quant.Scheme
 	// Hub says which revision of a hub id to load and where to keep it.
 	Hub hub.Options
 }
@@ -104,6 +110,12 @@ func (m *core) open(n network, name string, options Options) error {
 	*m = core{
 		config: n.Config(), network: n, modules: map[string]site.Module{},
 		store: model.NewStore(), nameOrPath: name, backend: options.On,
+		scheme: options.Quantization, quantised: map[string]quantisedWeight{},
+	}
+	if m.scheme != nil {
+		if err := m.scheme.Validate(); err != nil {
+			return err
+		}
 	}
 	for _, module := range n.Modules() {
 		m.modules[module.Path] = module
@@ -157,6 +169,23 @@ func (m *core) uploadTensor(src source, p site.Parameter) error {
 		return err
 	}
 	defer src.Release(p.Name)
+	if module, ok := quantisable(m.network)[p.Name]; ok && isQuantised(src, p.Name, info) {
+		if m.scheme != nil {
+			return errScheme
+		}
+		stored, err := quant.Read(src, p.Name)
+		if err != nil {
+			return err
+		}
+		return m.setStored(module, stored)
+	}
+	if module, ok := m.quantises(p); ok {
+		values := make([]float32, p.Size())
+		if err := safetensors.DecodeFloat32s(values, data, info.DType); err != nil {
+			return err
+		}
+		return m.setQuantised(module, values, info.DType)
+	}
 	data, err = converted(data, info.DType, p.Size(), fileDType(m.dtype))
 	if err != nil {
 		return err

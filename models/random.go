@@ -58,7 +58,9 @@ func (m *core) randomize(ctx context.Context, seed uint64) error {
 		} else {
 			t, err = m.hostInitial(p, seed)
 		}
-		if err == nil {
+		if module, ok := m.quantises(p); ok && err == nil {
+			err = m.quantiseTensor(module, t)
+		} else if err == nil {
 			err = m.setParameter(p.Name, t)
 		}
 		if err != nil {
@@ -66,6 +68,18 @@ func (m *core) randomize(ctx context.Context, seed uint64) error {
 		}
 	}
 	return nil
+}
+
+// quantiseTensor takes a weight that was made on the device.
+func (m *core) quantiseTensor(module site.Module, t *tensors.Tensor) error {
+	values := make([]float32, t.Size())
+	dtype := fileDType(m.dtype)
+	var decoding error
+	err := t.ConstBytes(func(data []byte) { decoding = safetensors.DecodeFloat32s(values, data, dtype) })
+	if err = errors.Join(err, decoding, t.FinalizeAll()); err != nil {
+		return err
+	}
+	return m.setQuantised(module, values, dtype)
 }
 
 // parameterSeed mixes a parameter's name into the seed.

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/gopeft/gopeft/internal/safetensors"
+	"github.com/gopeft/gopeft/quant"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -100,10 +101,18 @@ func compare(arch network, src source) LoadReport {
 		r.Renamed = s.stored
 	}
 	wanted := map[string]bool{}
+	linears := quantisable(arch)
 	for _, p := range arch.Parameters() {
 		wanted[p.Name] = true
 		info, ok := src.Info(p.Name)
+		_, linear := linears[p.Name]
 		switch {
+		case ok && linear && isQuantised(src, p.Name, info):
+			// Its shape is checked with its statistics, when it is read.
+			r.Loaded++
+			for _, name := range quant.Statistics(src, p.Name) {
+				wanted[name] = true
+			}
 		case !ok:
 			r.Missing = append(r.Missing, p.Name)
 		case !slices.Equal(info.Shape, p.Shape):
@@ -125,6 +134,11 @@ func compare(arch network, src source) LoadReport {
 		}
 	}
 	return r
+}
+
+// isQuantised reports whether bitsandbytes has quantised a weight of the checkpoint.
+func isQuantised(src source, name string, info safetensors.TensorInfo) bool {
+	return !isFloat(info.DType) && quant.IsQuantised(src, name)
 }
 
 func mismatch(p site.Parameter, info safetensors.TensorInfo) Mismatch {

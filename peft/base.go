@@ -38,6 +38,11 @@ func readBase(base site.Base, p site.Parameter, values []float32) (dtype dtypes.
 	if store == nil {
 		return dtype, errors.New("the base has no values")
 	}
+	if r, ok := base.(site.Reader); ok {
+		if dtype, ok, err := r.ReadParameter(p.Name, values); ok || err != nil {
+			return dtype, err
+		}
+	}
 	err = graphx.Try(func() error {
 		v := store.GetVariable(site.VariablePath(p.Name))
 		if v == nil {

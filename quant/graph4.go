@@ -76,6 +76,9 @@ func (l *layout4) Names() []string {
 // Shape implements [Layout].
 func (l *layout4) Shape() []int { return l.shape }
 
+// DType implements [Layout].
+func (l *layout4) DType() safetensors.DType { return l.dtype }
+
 // Bytes implements [Layout].
 func (l *layout4) Bytes() int {
 	t := Tensor4{FourBit: l.FourBit, Shape: l.shape}

@@ -41,6 +41,9 @@ func (l *layout8) Names() []string { return []string{"", arrayScales} }
 // Shape implements [Layout].
 func (l *layout8) Shape() []int { return l.shape }
 
+// DType implements [Layout].
+func (l *layout8) DType() safetensors.DType { return l.dtype }
+
 // Bytes implements [Layout].
 func (l *layout8) Bytes() int { return l.shape[0]*l.shape[1] + 4*l.shape[0] }
 

@@ -129,6 +129,8 @@ type Layout interface {
 	Names() []string
 	// Shape is that of the weight, [out, in].
 	Shape() []int
+	// DType is what the weight was made from.
+	DType() safetensors.DType
 	// Weight builds the weight in dtype from the nodes of its arrays. With a tie it is not
 	// built before that node, and need not outlive its use: see docs/quant.md. It is cut
 	// off from gradients, and graph building code that panics on errors.

@@ -47,16 +47,41 @@ func IsStatistic(name string) (weight string, ok bool) {
 	return weight, ok
 }
 
+// Statistics lists the tensors of a checkpoint that a quantised weight has besides its codes.
+func Statistics(src Source, weight string) []string {
+	var names []string
+	add := func(name string) {
+		if _, ok := src.Info(name); ok {
+			names = append(names, name)
+		}
+	}
+	for _, suffix := range []string{suffixAbsmax, suffixMap, suffixNestedAbsmax, suffixNestedMap} {
+		add(weight + suffix)
+	}
+	for t := range codes4 {
+		add(weight + suffixState + string(t))
+	}
+	add(moduleOf(weight) + arrayScales)
+	add(moduleOf(weight) + weightFormat)
+	return names
+}
+
 // Source is a checkpoint's tensors.
 type Source interface {
 	Info(name string) (safetensors.TensorInfo, bool)
 	Bytes(name string) ([]byte, error)
 }
 
-// IsQuantised reports whether bitsandbytes has stored a weight of a checkpoint in four bits.
+// IsQuantised reports whether bitsandbytes has quantised a weight of a checkpoint.
 func IsQuantised(src Source, weight string) bool {
 	_, _, ok := stateName(src, weight)
-	return ok
+	return ok || isInt8(src, weight)
+}
+
+func isInt8(src Source, weight string) bool {
+	codes, ok := src.Info(weight)
+	_, scaled := src.Info(moduleOf(weight) + arrayScales)
+	return ok && scaled && codes.DType == safetensors.I8
 }
 
 func stateName(src Source, weight string) (string, Type, bool) {
@@ -69,14 +94,44 @@ func stateName(src Source, weight string) (string, Type, bool) {
 	return "", "", false
 }
 
-// Read reads a weight that bitsandbytes has stored in four bits. The result shares no
-// memory with the checkpoint. Codes and statistics that do not fit one another are errors.
-func Read(src Source, weight string) (*Tensor4, error) {
-	t, err := read(src, weight)
+// Read reads a weight that bitsandbytes has quantised. The result shares no memory with
+// the checkpoint. Codes and statistics that do not fit one another are errors.
+func Read(src Source, weight string) (Stored, error) {
+	var s Stored
+	var err error
+	if isInt8(src, weight) {
+		s, err = read8(src, weight)
+	} else {
+		s, err = read(src, weight)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("quant: reading %q: %w", weight, err)
 	}
-	return t, nil
+	return s, nil
+}
+
+// read8 reads codes and scales of rows. The dtype that the weight was made from is not
+// stored: float16, as the library wants it.
+func read8(src Source, weight string) (*Tensor8, error) {
+	info, _ := src.Info(weight)
+	codes, err := bytesOf(src, weight, safetensors.I8)
+	if err != nil {
+		return nil, err
+	}
+	scales, err := floatsOf(src, moduleOf(weight)+arrayScales)
+	if err != nil {
+		return nil, err
+	}
+	if name := moduleOf(weight) + weightFormat; len(scales) > 0 {
+		if format, err := bytesOf(src, name, safetensors.U8); err == nil && (len(format) != 1 || format[0] != 0) {
+			return nil, fmt.Errorf("%s is %v, want 0: codes in rows", name, format)
+		}
+	}
+	t := &Tensor8{Shape: slices.Clone(info.Shape), DType: safetensors.F16, Codes: make([]int8, len(codes)), SCB: scales}
+	for i, c := range codes {
+		t.Codes[i] = int8(c)
+	}
+	return t, t.check()
 }
 
 func read(src Source, weight string) (*Tensor4, error) {

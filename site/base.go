@@ -80,6 +80,14 @@ type Classifier interface {
 	MaxPositions() int
 }
 
+// Reader is a base that does not hold all its parameters as they are: a quantised one.
+type Reader interface {
+	// ReadParameter copies a parameter that is held in another form to values, row-major
+	// with the shape that Parameters has, and returns the dtype that programs use it in.
+	// ok is false for one that is a variable like others.
+	ReadParameter(name string, values []float32) (dtype dtypes.DType, ok bool, err error)
+}
+
 // Function is a base that is a plain function of tensors: a GoMLX model that knows
 // nothing of this library.
 type Function interface {

@@ -2,17 +2,23 @@
 
     quant_golden.py OUT_DIR     writes OUT_DIR/quant/CASE.safetensors and OUT_DIR/quant/tables.safetensors
 
-A case's tensors carry their names; its metadata is in cases.json.
+A case's tensors carry their names; its metadata is in cases.json. Reads OUT_DIR/families and writes there, too:
+families/llama_nf4 and llama_fp4 are checkpoints that transformers and bitsandbytes quantised, with the logits they
+give, and OUT_DIR/methods/llama_nf4-lora_* are adapters that peft made on one.
 """
 import os
 import pathlib
 import sys
 
-import common  # noqa: F401  (quiets the libraries)
-from common import fresh, rng, write_json
+from common import VOCAB, fill, fresh, random_ids, rng, write_json, write_tensors
+from families import forward
+from methods import make
 import bitsandbytes.functional as F
+import bitsandbytes.nn.modules
 import torch
+from peft import LoraConfig
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CASES = []
@@ -50,6 +56,36 @@ def weight(kind, shape, values, key):
     return x
 
 
+MODELS = {"llama_nf4": dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True), "llama_fp4": dict(bnb_4bit_quant_type="fp4")}
+
+
+# A layout of its own for inference on some CPUs, which rows of 32 values do not fit.
+bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
+
+
+# Rows of whole blocks: bitsandbytes 0.50.2 dequantises others wrongly on some CPUs.
+SIZES = dict(vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1,
+             max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True)
+
+
+def models(root):
+    for name, options in MODELS.items():
+        folder = fresh(root / "families" / name)
+        plain = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES), attn_implementation="eager")
+        fill(plain, "quantised")
+        plain.save_pretrained(folder)
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **options)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
+        fresh(folder)
+        model.save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        ids = random_ids((2, 16), name)
+        write_tensors(folder / "golden.safetensors", dict(input_ids=ids, logits=forward(folder, ids).logits))
+    lora = dict(task_type="CAUSAL_LM", r=2, lora_alpha=6)
+    make(root, "llama_nf4", "lora_q", LoraConfig(target_modules=["q_proj", "down_proj"], **lora), merge=False)
+    make(root, "llama_nf4", "lora_dora", LoraConfig(target_modules=["v_proj", "up_proj"], use_dora=True, **lora), drawn=("lora_A", "lora_B"), merge=False)
+
+
 def main(root):
     torch.set_num_threads(1)  # a sum of many values depends on the number of threads
     folder, infos = fresh(root / "quant"), []
@@ -79,6 +115,7 @@ def main(root):
     tables |= dict(probe=probe, probe_codes=codes, probe_absmax=state.absmax)
     save_file({k: v.contiguous().clone() for k, v in tables.items()}, str(folder / "tables.safetensors"))
     write_json(folder / "cases.json", infos)
+    models(root)
     torch.set_num_threads(int(os.environ.get("GOLDEN_THREADS", "2")))
 
 
