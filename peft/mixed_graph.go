@@ -120,7 +120,7 @@ func (m *mixedBinding) Parameter(_ *site.Pass, name string, base func() *graph.N
 	for _, g := range m.groups {
 		for i, member := range g.members {
 			if member.replaces(name) {
-				panic(fmt.Errorf("peft: mixed batch: adapter %q replaces the parameter %q, which the base uses outside of a module: it cannot differ by row", g.names[i], name))
+				panic(fmt.Errorf("peft: mixed batch: adapter %q replaces the parameter %q, which the base reads outside of a module: it cannot differ by row", g.names[i], name))
 			}
 		}
 	}

@@ -213,3 +213,56 @@ func TestMixedViewIsFixed(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEqual(t, got, logitsOf(t, base, other, fourRows))
 }
+
+// Rows of models that know nothing of adapters have their own too. What replaces a
+// parameter there cannot, and is an error.
+func TestMixedWrapped(t *testing.T) {
+	for _, m := range foreignModels {
+		t.Run(m.name, func(t *testing.T) {
+			base := wrap(t, m.fn, m.input)
+			pm := attachRandom(t, base, m.target)
+			require.NoError(t, pm.AddAdapter(lora.LoraConfig{R: 2, LoraAlpha: 3, TargetModules: m.target, InitLoraWeights: lora.InitRandom}, peft.Options{Name: "b", Seed: 5}))
+			require.NoError(t, pm.AddAdapter(lora.LoraConfig{R: 1, LoraAlpha: 9, TargetModules: m.target, InitLoraWeights: lora.InitRandom}, peft.Options{Name: "c"}))
+			require.NoError(t, pm.AddAdapter(peft.Full{}, peft.Options{Name: "full"}))
+			rows := []string{"b", "c", peft.BaseModel, "default"}[:m.input.Dimensions[0]]
+			run := func(view *peft.MixedView) ([]float32, error) {
+				arguments, err := view.Arguments()
+				require.NoError(t, err)
+				exec, err := model.NewExec(base.Backend(), base.Store(), func(_ *model.Scope, in []*graph.Node) []*graph.Node {
+					n := len(in) - 1
+					return base.Call(&site.Pass{Graph: in[0].Graph(), DType: base.DType(), Hook: view.Hook(in[:n])}, in[n:])
+				})
+				require.NoError(t, err)
+				defer exec.Finalize()
+				var in []any
+				for _, a := range append(arguments, example(m, 3)) {
+					in = append(in, a)
+				}
+				out, err := exec.Exec(in...)
+				if err != nil {
+					return nil, err
+				}
+				return basetest.Flat(t, out[0]), nil
+			}
+			view, err := pm.Mixed(rows...)
+			require.NoError(t, err)
+			got, err := run(view)
+			require.NoError(t, err)
+			each := len(got) / len(rows)
+			for i, name := range rows {
+				var names []string
+				if name != peft.BaseModel {
+					names = []string{name}
+				}
+				out, err := base.Run(selected(t, pm, names...), example(m, 3))
+				require.NoError(t, err)
+				basetest.RequireClose(t, basetest.Flat(t, out[0])[i*each:(i+1)*each], got[i*each:(i+1)*each], 1e-5, name)
+			}
+			rows[0] = "full"
+			view, err = pm.Mixed(rows...)
+			require.NoError(t, err)
+			_, err = run(view)
+			require.ErrorContains(t, err, `adapter "full" replaces the parameter`)
+		})
+	}
+}
