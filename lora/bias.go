@@ -42,12 +42,13 @@ func (b *Bias) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-func (b Bias) check() error {
+// check refuses values but none, all, and only, which is the method's own.
+func (b Bias) check(only Bias) error {
 	switch b {
-	case BiasNone, BiasAll, BiasLoraOnly:
+	case BiasNone, BiasAll, only:
 		return nil
 	}
-	return fmt.Errorf(`bias is %q, want "none", "all" or "lora_only"`, string(b))
+	return fmt.Errorf(`bias is %q, want "none", "all" or %q`, string(b), string(only))
 }
 
 // trainedBiases plans the copies of the base's biases. In the file a target's bias has
@@ -81,9 +82,11 @@ func trainedBiases(base site.Base, which Bias, targets []site.Module, reading bo
 	case len(chosen) == 0 && reading:
 		return nil, nil
 	case len(chosen) == 0:
-		return nil, fmt.Errorf("bias is %q, but %s", string(which), map[Bias]string{
-			BiasAll: "the base has no bias", BiasLoraOnly: "no target module has a bias",
-		}[which])
+		why := "no target module has a bias"
+		if which == BiasAll {
+			why = "the base has no bias"
+		}
+		return nil, fmt.Errorf("bias is %q, but %s", string(which), why)
 	}
 	copies := peft.CopyParameters(base, chosen, func(name string) string { return key[name] })
 	for i := range copies.Params() {

@@ -127,7 +127,7 @@ func (c LoraConfig) validate() error {
 	}
 	return errors.Join(
 		selection,
-		c.Bias.check(),
+		c.Bias.check(BiasLoraOnly),
 		c.TrainableTokenIndices.Check(),
 		c.RankPattern.Check("rank_pattern", func(v float64) bool { return v >= 1 && v <= maxRank && v == math.Trunc(v) }, "a rank of at least 1"),
 		c.AlphaPattern.Check("alpha_pattern", func(v float64) bool { return v != 0 }, "a finite number other than 0"),

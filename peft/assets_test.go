@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	_ "github.com/gopeft/gopeft/adapters"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/lora"
@@ -127,12 +128,12 @@ func TestRealConfigs(t *testing.T) {
 		_, err = peft.DryRun(baseOf(t, data), config)
 		require.NoError(t, err, file)
 	}
-	require.Equal(t, map[string]int{"ADALORA": 2, "LOHA": 2, "LOKR": 2, "LORA": 11, "MISS": 4, "VERA": 2}, parsed)
+	require.Equal(t, map[string]int{"ADALORA": 2, "BOFT": 2, "LN_TUNING": 2, "OFT": 2, "TRAINABLE_TOKENS": 1, "LOHA": 2, "LOKR": 2, "LORA": 11, "MISS": 4, "VERA": 2}, parsed)
 	require.Equal(t, map[string]int{"LORA": 4}, refused)
 }
 
 // methods are those of the packages that this test imports.
-var methods = []string{"ADALORA", "LOHA", "LOKR", "LORA", "MISS", "VERA"}
+var methods = []string{"ADALORA", "BOFT", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "OFT", "TRAINABLE_TOKENS", "VERA"}
 
 // baseOf is a base that has the targets which a configuration names.
 func baseOf(t *testing.T, config []byte) site.Base {
@@ -140,7 +141,7 @@ func baseOf(t *testing.T, config []byte) site.Base {
 		TargetModules peft.Targets `json:"target_modules"`
 	}
 	require.NoError(t, json.Unmarshal(config, &fields))
-	base := basetest.Llama(3072, 2, 24, 8, 128, 8192, 100)
+	base := basetest.Llama(3072, 2, 24, 8, 128, 8192, 128256)
 	names := fields.TargetModules.Names()
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {

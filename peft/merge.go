@@ -105,12 +105,16 @@ func (pm *PeftModel) newMerger() (*merger, error) {
 		}
 		m.readers = append(m.readers, &valueReader{namedAdapter: *na})
 	}
-	// As in a graph, parameters are replaced first, wherever they are used, then modules, and
-	// then all else is added.
+	// As in a graph, parameters are replaced first, wherever they are used, then modules; then
+	// inputs are changed, all else is added, and outputs are changed.
 	shared := sharedWeights(pm.set.base)
 	var untying error
 	for phase := range phases {
-		for i, reader := range m.readers {
+		for i := range m.readers {
+			if phase == inputPhase {
+				i = len(m.readers) - 1 - i // what the input meets last meets the weight first
+			}
+			reader := m.readers[i]
 			for _, part := range reader.parts {
 				merge, ok := part.(Merger)
 				if !ok {
@@ -148,11 +152,15 @@ func (pm *PeftModel) newMerger() (*merger, error) {
 	return m, nil
 }
 
-// phases is the number of phaseOf's values.
-const phases = 3
+// phases is the number of phaseOf's values, inputPhase that of changed inputs.
+const (
+	phases     = 5
+	inputPhase = 2
+)
 
 // phaseOf says when a part changes a parameter: with all uses of it (0), with its
-// module (1), or by adding to what there is (2).
+// module (1), by changing the module's input (2), by adding to what there is (3), or by
+// changing the output (4).
 func phaseOf(part Adapter, name string) int {
 	if p, ok := part.(ParameterAdapter); ok && p.Replaces(name) {
 		return 0
@@ -163,7 +171,13 @@ func phaseOf(part Adapter, name string) int {
 	if m, ok := part.(ModuleAdapter); ok && m.ReplacesModule(owner(name)) {
 		return 1
 	}
-	return 2
+	if _, ok := part.(OutputAdapter); ok {
+		return 4
+	}
+	if _, ok := part.(InputAdapter); ok {
+		return inputPhase
+	}
+	return 3
 }
 
 // replaceShared has what replaces a shared weight also replace it where it would be a
