@@ -140,18 +140,19 @@ func (l layer) cordaStart(W *mat.Dense, C *mat.SymDense, smallest bool) (start, 
 	}
 	var weighted mat.Dense
 	weighted.Mul(W, damped)
-	k := min(l.In, l.Out)
-	U, S, V, err := topSingular(&weighted, k, exact, nil)
+	U, S, V, err := topSingular(&weighted, l.r, exact, nil)
+	if smallest {
+		if U, S, V, err = decomposed(&weighted); err == nil {
+			first := len(S) - l.r
+			U, S, V = columnsOf(U, first, l.r), S[first:], columnsOf(V, first, l.r)
+		}
+	}
 	if err != nil {
 		return start{}, err
 	}
-	first := 0
-	if smallest {
-		first = len(S) - l.r
-	}
 	var right mat.Dense
-	right.Mul(inverse, columnsOf(V, first, l.r))
-	return balanced(columnsOf(U, first, l.r), &right, S[first:first+l.r], l.scaling), nil
+	right.Mul(inverse, V)
+	return balanced(U, &right, S, l.scaling), nil
 }
 
 // invert returns C with enough more on its diagonal, and the inverse of that.
