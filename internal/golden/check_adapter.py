@@ -75,9 +75,11 @@ def main():
             raise SystemExit("\n".join(problems))
         model = PeftModel.from_pretrained(load(args.model), args.adapter).eval()
     config = json.loads((args.adapter / "adapter_config.json").read_text())
-    noise = ["is_gradient_checkpointing", "tie_word_embeddings", "was renamed from"]
+    noise = ["is_gradient_checkpointing", "tie_word_embeddings", "was renamed from", "Unsupported layer type"]  # the last: of norms
     if config["peft_type"] == "ADALORA":
         noise += ["rank_pattern keys did not match", "zero-sized lora_A"]  # said of peft's own files too
+    if config["peft_type"] == "BOFT":
+        noise += ["Failed to load the CUDA extension", "Setting boft_n_butterfly_factor to 1"]
     problems = [f"warning: {w.message}" for w in seen if not any(n in str(w.message) for n in noise)]
     adapted = forward(model, data)
     moved = (adapted - plain).abs().max().item()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	_ "github.com/gopeft/gopeft/adapters"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	_ "github.com/gopeft/gopeft/lora"
@@ -41,6 +42,17 @@ var methods = []struct{ name, family, options string }{
 	{"loha", "llama", `{"peft_type": "LOHA", "r": 3, "alpha": 4, "rank_dropout": 0.1, "target_modules": "all-linear", "rank_pattern": {"down_proj": 5}}`},
 	{"lokr", "llama_bias", `{"peft_type": "LOKR", "r": 2, "module_dropout": 0.1, "target_modules": ["q_proj", "up_proj"]}`},
 	{"lokr_both", "llama", `{"peft_type": "LOKR", "r": 1, "decompose_both": true, "decompose_factor": 4, "init_weights": "lycoris", "target_modules": "all-linear"}`},
+	{"ln_tuning", "gemma2", `{"peft_type": "LN_TUNING"}`},
+	{"ln_tuning_saved", "llama", `{"peft_type": "LN_TUNING", "target_modules": ["norm"], "modules_to_save": ["lm_head"]}`},
+	{"tokens", "llama_tied", `{"peft_type": "TRAINABLE_TOKENS", "token_indices": [40, 5, 9, 17, 30, 33, 62, 3]}`},
+	{"tokens_both", "llama", `{"peft_type": "TRAINABLE_TOKENS", "token_indices": [40, 5, 9, 17], "target_modules": ["embed_tokens", "lm_head"]}`},
+	{"lora_tokens", "llama_tied", `{"r": 2, "target_modules": ["q_proj"], "trainable_token_indices": [40, 5, 9, 17]}`},
+	{"lora_tokens_names", "llama", `{"r": 2, "target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [7, 5], "embed_tokens": [40, 5, 9]}}`},
+	{"oft", "llama", `{"peft_type": "OFT", "oft_block_size": 8, "target_modules": "all-linear"}`},
+	{"oft_exact", "llama_bias", `{"peft_type": "OFT", "oft_block_size": 0, "r": 2, "use_cayley_neumann": false, "bias": "oft_only", "block_share": true}`},
+	{"oft_constrained", "llama", `{"peft_type": "OFT", "oft_block_size": 16, "coft": true, "eps": 0.05, "module_dropout": 0.1}`},
+	{"boft", "llama", `{"peft_type": "BOFT", "boft_dropout": 0.1, "target_modules": "all-linear"}`},
+	{"boft_number", "llama_bias", `{"peft_type": "BOFT", "boft_block_size": 0, "boft_block_num": 2, "bias": "all", "target_modules": ["q_proj", "down_proj"]}`},
 	{"vera", "llama_tied", `{"peft_type": "VERA", "r": 16, "vera_dropout": 0.1, "projection_prng_key": 7, "target_modules": "all-linear"}`},
 }
 
