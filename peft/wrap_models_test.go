@@ -134,10 +134,10 @@ var foreignModels = []foreign{
 	{name: "conv1d", fn: convolutions(images.ChannelsLast, 1), input: float32s(2, 9, 3), target: peft.Regex("first.conv|second.conv|readout.dense"), modules: []string{"first.conv", "second.conv", "readout.dense"}},
 	{name: "conv2d", fn: convolutions(images.ChannelsLast, 2), input: float32s(2, 6, 5, 3), target: peft.Regex("first.conv|second.conv|readout.dense"), modules: []string{"first.conv", "second.conv", "readout.dense"}},
 	{name: "conv2d channels first", fn: convolutions(images.ChannelsFirst, 2), input: float32s(2, 3, 6, 5), target: peft.Regex("first.conv|second.conv|readout.dense"), modules: []string{"first.conv", "second.conv", "readout.dense"}},
-	{name: "standard", fn: zooModel(transformer.ArchitectureStandard, false, 2), input: int32s(2, 5), ids: 17, target: peft.Regex(".*dense|token_embed")},
-	{name: "standard transposed", fn: zooModel(transformer.ArchitectureStandard, true, 2), input: int32s(2, 5), ids: 17, target: peft.Regex(".*dense|token_embed")},
+	{name: "standard", fn: zooModel(transformer.ArchitectureStandard, false, 1), input: int32s(2, 5), ids: 17, target: peft.Regex(".*dense|token_embed")},
+	{name: "standard transposed", fn: zooModel(transformer.ArchitectureStandard, true, 1), input: int32s(2, 5), ids: 17, target: peft.Regex(".*dense|token_embed")},
 	{name: "gemma3", fn: zooModel(transformer.ArchitectureGemma3, false, 2), input: int32s(2, 5), ids: 17, target: peft.Regex(".*dense|token_embed")},
-	{name: "gemma3 transposed", fn: zooModel(transformer.ArchitectureGemma3, true, 2), input: int32s(2, 5), ids: 17, target: peft.Regex(".*dense|token_embed")},
+	{name: "gemma3 transposed", fn: zooModel(transformer.ArchitectureGemma3, true, 1), input: int32s(2, 5), ids: 17, target: peft.Regex(".*dense|token_embed")},
 }
 
 // wrap makes a base of a model with random values.

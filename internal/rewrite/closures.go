@@ -118,7 +118,7 @@ func (r *rewriter) checkClosures() {
 
 // dependsOnChange reports whether a node that was not rewritten reads one that was.
 func (r *rewriter) dependsOnChange(n *graph.Node, seen map[*graph.Node]bool) bool {
-	if _, ok := r.built[n]; ok {
+	if _, ok := r.built[n]; ok || r.hidden[n] {
 		return true
 	}
 	if seen[n] || !r.search.own(n) {

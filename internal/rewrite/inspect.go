@@ -84,3 +84,20 @@ func barrierKind(n *graph.Node) barrier {
 	}
 	return stopCheckpoint
 }
+
+// nodeOf returns the node before n that has a value of the backend, nil if there is none.
+func nodeOf(n *graph.Node, value reflect.Value) *graph.Node {
+	if value = value.Elem(); value.Kind() != reflect.Pointer {
+		return nil
+	}
+	nodes := n.Graph().Nodes()
+	for id := int(n.Id()) - 1; id >= 0; id-- {
+		values := field(nodes[id], "outputOps")
+		for i := range values.Len() {
+			if v := values.Index(i).Elem(); v.Kind() == reflect.Pointer && v.Pointer() == value.Pointer() {
+				return nodes[id]
+			}
+		}
+	}
+	return nil
+}

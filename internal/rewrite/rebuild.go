@@ -108,34 +108,15 @@ func batchNorm(n *graph.Node, ins []*graph.Node) *graph.Node {
 // checkAttention refuses fused attention whose mask, bias or lengths would have to
 // change: GoMLX keeps them out of the node's inputs.
 func (r *rewriter) checkAttention(n *graph.Node) {
-	var given []string
 	for _, option := range []string{"Mask", "Bias", "QuerySeqLen", "KeyValueSeqLen"} {
-		if !attribute(n, "options", option).IsNil() {
-			given = append(given, option)
+		value := attribute(n, "options", option)
+		if value.IsNil() {
+			continue
+		}
+		if of := nodeOf(n, value); of == nil || r.dependsOnChange(of, map[*graph.Node]bool{}) {
+			panic(fmt.Errorf("rewrite: %s of a fused attention depends on what the adapter changes, and cannot be rewritten: build the model with DisableFusion, or set %s=0", option, graph.FusionEnv))
 		}
 	}
-	if len(given) == 0 {
-		return
-	}
-	// What they were made of is known from the decomposed form, which GoMLX builds first.
-	for id := int(n.Id()) - 1; id >= r.search.first; id-- {
-		t := n.Graph().Nodes()[id]
-		if t.Shape().Equal(n.Inputs()[0].Shape()) {
-			seen := map[*graph.Node]bool{n.Inputs()[0]: true, n.Inputs()[1]: true, n.Inputs()[2]: true}
-			if !r.dependsOnChangeBeyond(t, seen) {
-				return
-			}
-			break
-		}
-	}
-	panic(fmt.Errorf("rewrite: %v of a fused attention may depend on what the adapter changes, and cannot be rewritten: build the model with DisableFusion, or set %s=0", given, graph.FusionEnv))
-}
-
-func (r *rewriter) dependsOnChangeBeyond(n *graph.Node, known map[*graph.Node]bool) bool {
-	if known[n] {
-		return false
-	}
-	return r.dependsOnChange(n, known)
 }
 
 // read is what stands in the place of n for a reader that was rewritten. GoMLX's
