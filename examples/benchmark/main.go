@@ -29,6 +29,8 @@ func main() {
 	flag.IntVar(&s.Batch, "batch", 4, "rows of a batch")
 	flag.IntVar(&s.Length, "seq", 512, "tokens of a row")
 	flag.BoolVar(&s.Checkpoint, "checkpoint", false, "recompute each block in the backward pass")
+	flag.StringVar(&s.Quant, "quant", "", "hold the base's linear layers in nf4, fp4 or int8")
+	flag.BoolVar(&s.DoubleQuant, "double-quant", false, "quantise the statistics of nf4 or fp4, too")
 	flag.BoolVar(&s.Full, "full", false, "train all parameters instead of LoRA")
 	flag.IntVar(&s.Steps, "steps", 20, "timed steps")
 	flag.IntVar(&s.Warmup, "warmup", 3, "steps before the timed ones, compilation among them")

@@ -15,6 +15,7 @@ import (
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/quant"
 	"github.com/gopeft/gopeft/train"
 )
 
@@ -29,6 +30,8 @@ type settings struct {
 	Dropout         float64
 	Batch, Length   int
 	Checkpoint      bool
+	Quant           string
+	DoubleQuant     bool
 	Full            bool
 	Steps, Warmup   int
 }
@@ -55,7 +58,11 @@ func measure(ctx context.Context, s settings) (result, error) {
 	if err != nil {
 		return r, err
 	}
-	model, err := models.New(ctx, config, 1, models.Options{Backend: s.Backend})
+	scheme, err := quant.Parse(s.Quant, s.DoubleQuant)
+	if err != nil {
+		return r, fmt.Errorf("-quant: %w", err)
+	}
+	model, err := models.New(ctx, config, 1, models.Options{Backend: s.Backend, Quantization: scheme})
 	if err != nil {
 		return r, err
 	}
