@@ -3,6 +3,7 @@ package lora
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/gomlx/gomlx/core/graph"
@@ -17,6 +18,9 @@ import (
 const AdaLoraType = "ADALORA"
 
 func init() { peft.Register(AdaLoraType, decodeAdaLora) }
+
+// maxTriplets is far above what any model has.
+const maxTriplets = 1 << 24
 
 // AdaLoraConfig is adaptive LoRA (Zhang et al. 2023, arXiv:2303.10512): the update has the form
 // of a singular value decomposition,
@@ -136,7 +140,7 @@ func (c AdaLoraConfig) checkNumbers() error {
 	switch {
 	case c.InitR < 0 || c.InitR > maxRank || c.TargetR < 0:
 		return fmt.Errorf("init_r is %d and target_r %d, want ranks of at least 1", c.InitR, c.TargetR)
-	case c.TotalStep <= 0:
+	case c.TotalStep <= 0 || c.TotalStep > math.MaxInt32:
 		return fmt.Errorf("total_step is %d, want the number of optimizer steps of the training", c.TotalStep)
 	case c.TInit < 0 || c.TFinal < 0 || c.DeltaT < 0:
 		return fmt.Errorf("tinit is %d, tfinal %d and deltaT %d, want none negative", c.TInit, c.TFinal, c.DeltaT)
@@ -196,6 +200,9 @@ func decodeAdaLora(data []byte) (peft.Config, error) {
 func (c AdaLoraConfig) Attach(base site.Base) (peft.Adapter, error) {
 	return attachRelative("adalora", base, c.PeftConfig, c.selection(), adaLoraTargets, func(p *planning) (peft.Adapter, error) {
 		c = c.completed()
+		if n := len(p.targets); c.InitR > maxTriplets/n {
+			return nil, fmt.Errorf("init_r is %d for %d modules, want at most %d triplets in all", c.InitR, n, maxTriplets)
+		}
 		c.TargetModules, c.ModulesToSave, c.FanInFanOut = p.TargetModules, p.ModulesToSave, p.transposed()
 		a := &adaLora{}
 		var err error

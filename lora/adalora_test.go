@@ -188,6 +188,7 @@ func TestAdaLoraErrors(t *testing.T) {
 	}{
 		{func(c *lora.AdaLoraConfig) { c.TotalStep = 0 }, `adalora: total_step is 0, want the number of optimizer steps of the training`},
 		{func(c *lora.AdaLoraConfig) { c.TInit, c.TFinal = 4, 6 }, `adalora: tinit 4 and tfinal 6 leave none of the 10 steps (total_step) for pruning`},
+		{func(c *lora.AdaLoraConfig) { c.InitR = 1 << 30 }, `adalora: init_r is 1073741824 for 4 modules, want at most 16777216 triplets in all`},
 		{func(c *lora.AdaLoraConfig) { c.TFinal = 9 }, `adalora: tfinal 9 of 10 steps (total_step) prunes with the first step`},
 		{func(c *lora.AdaLoraConfig) { c.TargetR = 4 }, `adalora: target_r is 4, want less than init_r, 4: there would be nothing to prune`},
 		{func(c *lora.AdaLoraConfig) { c.R = 4 }, `adalora: r is 4, but AdaLoRA does not use it: set init_r and target_r`},

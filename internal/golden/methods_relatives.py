@@ -8,12 +8,13 @@ import sys
 import warnings
 
 from adapters import save
-from common import fresh, load, write_json, write_tensors
+from common import fresh, load, rng, write_json, write_tensors
 from lora_golden import batch
 from methods import ADAMW, make, randomise
 import torch
 from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, MissConfig, PeftModel, VeraConfig, get_peft_model
 from peft.tuners.adalora import AdaLoraLayer
+from peft.utils import constants
 
 
 def miss(root):
@@ -121,6 +122,84 @@ def adalora_steps(root, case, steps, **options):
     write_json(folder / "info.json", dict(steps=steps))
 
 
+GEOMETRY = {  # in, out, kernel, stride, padding, groups
+    "one": (6, 8, (3,), (2,), (1,), 2),
+    "two": (4, 6, (3, 2), (1, 2), (1, 0), 1),
+    "grouped": (4, 8, (2, 2), (1, 1), (0, 0), 2),
+    "point": (4, 6, (1, 1), (1, 1), (0, 0), 1),
+}
+
+
+class Convolutions(torch.nn.Module):
+    def __init__(self, names):
+        super().__init__()
+        for name in names:
+            inputs, outputs, kernel, stride, padding, groups = GEOMETRY[name]
+            kind = torch.nn.Conv1d if len(kernel) == 1 else torch.nn.Conv2d
+            layer = kind(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups, bias=False)
+            with torch.no_grad():
+                layer.weight.copy_(torch.from_numpy(0.3 * rng("conv", name).standard_normal(tuple(layer.weight.shape))))
+            setattr(self, name, layer)
+
+
+def loha_product(layer, n):
+    a, b = (getattr(layer, f"hada_w{n}_{x}")["default"] for x in "ab")
+    if "default" not in layer.hada_t1:
+        return a @ b
+    return torch.einsum("ijkl,jr,ip->prkl", getattr(layer, f"hada_t{n}")["default"], b, a)
+
+
+def convolutions(root):
+    """Convolutions alone: OUT_DIR/relatives/CASE/ is the adapter and golden.safetensors with x.MODULE, weight.MODULE,
+    y.MODULE, merged.MODULE, g.MODULE and grad.KEY of sum(g * y)."""
+    every = list(GEOMETRY)
+    cases = dict(
+        loha=LoHaConfig(r=2, alpha=3, target_modules=every),
+        loha_cores=LoHaConfig(r=2, alpha=3, use_effective_conv2d=True, target_modules=every),
+        lokr_full=LoKrConfig(r=4, alpha=3, target_modules=every),
+        lokr=LoKrConfig(r=1, alpha=3, decompose_both=True, target_modules=every),
+        lokr_cores=LoKrConfig(r=1, alpha=3, use_effective_conv2d=True, target_modules=every),
+        adalora=AdaLoraConfig(init_r=3, target_r=2, lora_alpha=4, total_step=9, target_modules=["two", "point"]),
+    )
+    for case, config in cases.items():
+        folder = fresh(root / "relatives" / case)
+        names = [n for n in every if n in config.target_modules]
+        torch.manual_seed(0)
+        model = get_peft_model(Convolutions(names), config).eval()
+        randomise(model, f"conv-{case}", ("",), 0)
+        save(model, folder)
+        out, total = {}, 0
+        for name in names:
+            inputs, outputs, kernel, *_ = GEOMETRY[name]
+            layer = getattr(model.base_model.model, name)
+            x = torch.from_numpy(rng("conv-x", name).standard_normal((2, inputs, *(5, 6)[: len(kernel)]))).float()
+            y = layer(x)
+            if case.startswith("loha"):
+                # peft's own backward for cores takes the gradients of w1_a and w2_a with each other's tensors.
+                base, delta = layer.base_layer, loha_product(layer, 1) * loha_product(layer, 2) * layer.scaling["default"]
+                weight = base.weight + delta.reshape(base.weight.shape)
+                again = base._conv_forward(x, weight, None)
+                torch.testing.assert_close(again, y, rtol=1e-5, atol=1e-5)
+                y = again
+            g = torch.from_numpy(rng("conv-g", name).standard_normal(tuple(y.shape))).float()
+            total = total + (g * y).sum()
+            out |= {f"x.{name}": x, f"y.{name}": y, f"g.{name}": g, f"weight.{name}": layer.base_layer.weight,
+                    f"merged.{name}": layer.base_layer.weight + layer.get_delta_weight("default")}
+        total.backward()
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        out |= {"grad." + n.replace(".default", ""): p.grad for n, p in named.items()}
+        write_tensors(folder / "golden.safetensors", out)
+    write_json(root / "relatives" / "geometry.json", {
+        n: dict(zip(("In", "Out", "Kernel", "Stride", "Padding", "Groups"), g)) for n, g in GEOMETRY.items()})
+
+
+def default_targets(root):
+    """OUT_DIR/relatives/default_targets.json: each method's choice by model_type."""
+    write_json(root / "relatives" / "default_targets.json", {
+        method: getattr(constants, f"TRANSFORMERS_MODELS_TO_{method}_TARGET_MODULES_MAPPING")
+        for method in ("ADALORA", "VERA", "LOHA", "LOKR", "MISS")})
+
+
 def torch_rand(root):
     """Numbers of torch's generator on the CPU, and a later state."""
     out = {}
@@ -141,6 +220,8 @@ def main(root):
     adalora_steps(root, "schedule", 8, init_r=4, target_r=1, tinit=1, tfinal=2, total_step=8, lora_alpha=6, target_modules=["q_proj", "v_proj"])
     adalora_steps(root, "deltaT", 9, init_r=3, target_r=2, tinit=2, tfinal=1, deltaT=3, total_step=9, beta1=0.7, beta2=0.6, orth_reg_weight=0.2,
                   target_modules=["k_proj", "up_proj", "down_proj"])
+    convolutions(root)
+    default_targets(root)
     torch_rand(root)
 
 
