@@ -4,8 +4,10 @@
 //	y = W x + b + s · B A dropout(x)
 //
 // with A [r, in], B [out, r] and s = alpha/r, or alpha/sqrt(r) with rank-stabilised
-// scaling (Kalajdzievski 2023, arXiv:2312.03732). The file lora.go holds all of
-// the mathematics. Options, names and files are those of Hugging Face's peft.
+// scaling (Kalajdzievski 2023, arXiv:2312.03732). The file lora.go holds the mathematics
+// of that; each option has a file of its own: dora.go, conv.go, bias.go, lorabias.go, and
+// pissa.go, olora.go, orthogonal.go, loftq.go, eva.go, corda.go for initialisations.
+// Options, names and files are those of Hugging Face's peft.
 //
 // Importing the package registers the method "LORA" with peft.LoadAdapter.
 package lora
