@@ -56,7 +56,7 @@ func (s *Search) convUse(n *graph.Node) *use {
 
 func (c *conv) arguments() (int, int) { return 0, 1 }
 
-func (c *conv) input(r *rewriter) *graph.Node { return r.read(c.op.Inputs()[0]) }
+func (c *conv) input(r *rewriter) *graph.Node { return r.value(c.op.Inputs()[0]) }
 
 func (c *conv) operand(x *graph.Node) *graph.Node { return x }
 

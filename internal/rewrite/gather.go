@@ -42,7 +42,7 @@ func (s *Search) gatherUse(n *graph.Node) *use {
 func (l *lookup) arguments() (int, int) { return 1, 0 }
 
 func (l *lookup) input(r *rewriter) *graph.Node {
-	ids := r.read(l.op.Inputs()[1])
+	ids := r.value(l.op.Inputs()[1])
 	if l.indexed {
 		dims := ids.Shape().Dimensions
 		ids = reshape(ids, dims[:len(dims)-1])

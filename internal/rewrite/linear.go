@@ -136,9 +136,9 @@ func (u *use) matrix(v view, in, out []int) bool {
 
 func (l *linear) input(r *rewriter) *graph.Node {
 	if l.source != nil {
-		return r.read(l.source)
+		return r.value(l.source)
 	}
-	x := r.read(l.op.Inputs()[l.xArg])
+	x := r.value(l.op.Inputs()[l.xArg])
 	return reshape(transpose(x, slices.Concat(l.free, l.contract)), append(slices.Clone(l.lead), l.in))
 }
 

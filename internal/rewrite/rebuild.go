@@ -9,12 +9,6 @@ import (
 
 // rebuild re-creates a node on other inputs.
 func (r *rewriter) rebuild(n *graph.Node, ins []*graph.Node) *graph.Node {
-	ins = slices.Clone(ins)
-	for i, in := range n.Inputs() {
-		if ins[i] == in {
-			ins[i] = r.read(in)
-		}
-	}
 	var by *graph.Node
 	switch t := twin(n); {
 	case t != nil && n.Type() == graph.NodeTypeSplitNode:
@@ -23,6 +17,7 @@ func (r *rewriter) rebuild(n *graph.Node, ins []*graph.Node) *graph.Node {
 	case t != nil && n.Type() == graph.NodeTypeFusedScaledDotProductAttention:
 		by = r.region(t, n.Inputs(), ins) // GoMLX's clone returns the query
 	case t != nil:
+		ins = r.cutOff(n, ins)
 		decomposed := r.region(t, n.Inputs(), ins)
 		by, _ = graph.InternalFusedOpCaller(
 			func() *graph.Node { return n.CloneWithInputs(ins...) },
@@ -119,13 +114,20 @@ func (r *rewriter) checkAttention(n *graph.Node) {
 	}
 }
 
-// read is what stands in the place of n for a reader that was rewritten. GoMLX's
-// gradient goes through a fused node into everything that it depends on, frozen or not,
-// and fails where an operation has no gradient: there, what is frozen is cut off.
-func (r *rewriter) read(n *graph.Node) *graph.Node {
-	if by := r.value(n); by != n {
-		return by
+// cutOff returns the inputs of a fused node. GoMLX's gradient goes through it into
+// everything that it depends on, frozen or not, and fails where an operation has no
+// gradient: there, what is frozen is cut off.
+func (r *rewriter) cutOff(n *graph.Node, ins []*graph.Node) []*graph.Node {
+	ins = slices.Clone(ins)
+	for i, in := range n.Inputs() {
+		if ins[i] == in {
+			ins[i] = r.frozenInput(in)
+		}
 	}
+	return ins
+}
+
+func (r *rewriter) frozenInput(n *graph.Node) *graph.Node {
 	if !r.search.own(n) || n.NumOutputs() != 1 || !n.DType().IsFloat() {
 		return n
 	}
