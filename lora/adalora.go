@@ -72,13 +72,15 @@ type AdaLoraConfig struct {
 	InitLoraWeights Init `json:"init_lora_weights"`
 	// FanInFanOut is as in [LoraConfig].
 	FanInFanOut bool `json:"fan_in_fan_out"`
+	// Bias says which of the base's biases are trained too: BiasNone, BiasAll or BiasLoraOnly.
+	Bias Bias `json:"bias"`
 	// R is LoRA's rank and is not used; it must be 0 or 8.
 	R int `json:"r"`
 }
 
 // adaLoraFixed are LoRA's options, which AdaLoRA ignores or refuses in peft too.
 var adaLoraFixed = fixed{
-	"alora_invocation_tokens": "null", "alpha_pattern": "{}", "arrow_config": "null", "bias": `"none"`, "corda_config": "null",
+	"alora_invocation_tokens": "null", "alpha_pattern": "{}", "arrow_config": "null", "corda_config": "null",
 	"ensure_weight_tying": "false", "eva_config": "null", "kasa_config": "null", "layer_replication": "null", "loftq_config": "{}",
 	"lora_bias": "false", "lora_ga_config": "null", "megatron_config": "null", "megatron_core": `"megatron.core"`,
 	"monteclora_config": "null", "qalora_group_size": "16", "target_parameters": "null", "trainable_token_indices": "null",
@@ -132,7 +134,7 @@ func (c AdaLoraConfig) Validate() error {
 	return prefixed("adalora",
 		c.completed().checkNumbers(), checkRate("lora_dropout", c.LoraDropout),
 		checkInitWeights("init_lora_weights", c.InitLoraWeights, InitDefault, InitRandom),
-		c.selection().Validate(), adaLoraFixed.check(c.Unknown))
+		c.selection().Validate(), c.Bias.check(BiasLoraOnly), adaLoraFixed.check(c.Unknown))
 }
 
 func (c AdaLoraConfig) checkNumbers() error {
@@ -220,7 +222,7 @@ func (c AdaLoraConfig) Attach(base site.Base) (peft.Adapter, error) {
 			}
 		}
 		a.config, a.pruned = c, pruningSteps(c, len(a.layers))
-		return a, nil
+		return p.withBiases(a, c.Bias)
 	})
 }
 

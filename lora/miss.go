@@ -28,6 +28,9 @@ const (
 	MissMini Init = "mini"
 )
 
+// BiasMissOnly trains the biases of the target modules of MiSS.
+const BiasMissOnly Bias = "MiSS_only"
+
 // MissConfig is matrix shard sharing (Kang and Yin 2024, arXiv:2409.15371): the inputs are cut
 // into shards of r, and one matrix D [r, out] is shared by all of them,
 //
@@ -51,9 +54,9 @@ type MissConfig struct {
 	LayersToTransform peft.Layers  `json:"layers_to_transform"`
 	LayersPattern     peft.Strings `json:"layers_pattern"`
 	ModulesToSave     peft.Strings `json:"modules_to_save"`
+	// Bias says which of the base's biases are trained too: BiasNone, BiasAll or BiasMissOnly.
+	Bias Bias `json:"bias"`
 }
-
-var missFixed = fixed{"bias": `"none"`}
 
 // PeftType implements [peft.Config].
 func (c MissConfig) PeftType() string { return MissType }
@@ -63,9 +66,6 @@ func (c MissConfig) WithCommon(common peft.PeftConfig) peft.Config {
 	c.PeftConfig = common
 	return c
 }
-
-// FileDefaults implements [peft.FileDefaulter].
-func (c MissConfig) FileDefaults() map[string]json.RawMessage { return missFixed.defaults() }
 
 func (c MissConfig) selection() peft.Selection {
 	return peft.Selection{
@@ -79,7 +79,7 @@ func (c MissConfig) Validate() error {
 	return prefixed("miss",
 		checkRank("r", c.R, 64), checkRate("miss_dropout", c.MissDropout), c.checkVariant(),
 		checkInitWeights("init_weights", c.InitWeights, InitDefault, InitRandom, MissBat, MissMini),
-		c.selection().Validate(), missFixed.check(c.Unknown))
+		c.selection().Validate(), c.Bias.check(BiasMissOnly))
 }
 
 func (c MissConfig) checkVariant() error {
@@ -120,13 +120,17 @@ func decodeMiss(data []byte) (peft.Config, error) {
 func (c MissConfig) Attach(base site.Base) (peft.Adapter, error) {
 	return attachRelative("miss", base, c.PeftConfig, c.selection(), DefaultTargets, func(p *planning) (peft.Adapter, error) {
 		c.TargetModules, c.ModulesToSave, c.MiniR = p.TargetModules, p.ModulesToSave, max(1, c.MiniR)
-		return p.adapter(c, func(_ int, m site.Module) (part, error) {
+		a, err := p.adapter(c, func(_ int, m site.Module) (part, error) {
 			one := miss{Module: m, config: &c, name: m.Path + ".miss_block", columns: m.Out}
 			if c.InitWeights == MissMini {
 				one.columns = c.MiniR
 			}
 			return one, one.check()
 		})
+		if err != nil {
+			return nil, err
+		}
+		return p.withBiases(a, c.Bias)
 	})
 }
 

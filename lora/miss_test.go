@@ -20,6 +20,7 @@ func TestMissConformance(t *testing.T) {
 		"padded": {Config: lora.MissConfig{R: 5, MissDropout: 0.1, TargetModules: peft.AllLinear}},
 		"random": {Config: lora.MissConfig{R: 4, InitWeights: lora.InitRandom}, NotIdentity: true},
 		"bat":    {Config: lora.MissConfig{R: 8, InitWeights: lora.MissBat, TargetModules: peft.AllLinear}, Noise: 0.02},
+		"biases": {Config: lora.MissConfig{R: 4, Bias: lora.BiasAll}, Family: "llama_bias", Alone: true},
 		"mini":   {Config: lora.MissConfig{R: 4, MiniR: 16, InitWeights: lora.MissMini}},
 	} {
 		t.Run(name, func(t *testing.T) { pefttest.Run(t, s) })
@@ -52,9 +53,8 @@ func TestMissErrors(t *testing.T) {
 	foreign.Add(site.Module{Path: "fc", Kind: site.Linear, In: 4, Out: 4})
 	_, err := peft.GetPeftModel(foreign, lora.MissConfig{R: 4})
 	require.EqualError(t, err, `miss: no default target modules for model_type "": set TargetModules`)
-	_, err = peft.DecodeConfig([]byte(`{"peft_type": "MISS", "bias": "all"}`))
-	require.NoError(t, err)
-	config, err := peft.DecodeConfig([]byte(`{"peft_type": "MISS", "bias": "all"}`))
-	require.NoError(t, err)
-	require.EqualError(t, config.Validate(), `miss: option "bias" = "all" is not supported`)
+	_, err = peft.GetPeftModel(base, lora.MissConfig{R: 4, Bias: lora.BiasLoraOnly})
+	require.EqualError(t, err, `miss: bias is "lora_only", want "none", "all" or "MiSS_only"`)
+	_, err = peft.GetPeftModel(base, lora.MissConfig{R: 4, Bias: lora.BiasMissOnly})
+	require.EqualError(t, err, `miss: bias is "MiSS_only", but no target module has a bias`)
 }

@@ -139,6 +139,15 @@ func (p *planning) adapter(config peft.Config, of func(i int, m site.Module) (pa
 	return a, nil
 }
 
+// withBiases adds the biases that are trained to an adapter.
+func (p *planning) withBiases(a peft.Adapter, bias Bias) (peft.Adapter, error) {
+	biases, err := trainedBiases(p.base, bias, p.targets, p.reading)
+	if err != nil {
+		return nil, err
+	}
+	return peft.Compose(a, biases), nil
+}
+
 // wantLinear refuses targets that are no linear layers.
 func wantLinear(m site.Module) error {
 	if m.Kind != site.Linear {

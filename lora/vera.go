@@ -52,9 +52,12 @@ type VeraConfig struct {
 	InitWeights       Init         `json:"init_weights"`
 	LayersToTransform peft.Layers  `json:"layers_to_transform"`
 	LayersPattern     peft.Strings `json:"layers_pattern"`
+	// Bias says which of the base's biases are trained too: BiasNone, BiasAll or BiasVeraOnly.
+	Bias Bias `json:"bias"`
 }
 
-var veraFixed = fixed{"bias": `"none"`}
+// BiasVeraOnly trains the biases of the target modules of VeRA.
+const BiasVeraOnly Bias = "vera_only"
 
 // Names of the matrices that all modules share, and of a module's tensors behind its path.
 const (
@@ -72,9 +75,6 @@ func (c VeraConfig) WithCommon(common peft.PeftConfig) peft.Config {
 	c.PeftConfig = common
 	return c
 }
-
-// FileDefaults implements [peft.FileDefaulter].
-func (c VeraConfig) FileDefaults() map[string]json.RawMessage { return veraFixed.defaults() }
 
 func (c VeraConfig) selection() peft.Selection {
 	return peft.Selection{
@@ -94,7 +94,7 @@ func (c VeraConfig) Validate() error {
 	return prefixed("vera",
 		checkRank("r", c.R, 256), checkRate("vera_dropout", c.VeraDropout), checkNumber("d_initial", c.DInitial),
 		checkInitWeights("init_weights", c.InitWeights, InitDefault, InitRandom),
-		c.selection().Validate(), veraFixed.check(c.Unknown))
+		c.selection().Validate(), c.Bias.check(BiasVeraOnly))
 }
 
 // MarshalJSON writes the fields as peft does.
@@ -145,7 +145,7 @@ func (c VeraConfig) Attach(base site.Base) (peft.Adapter, error) {
 			a.parts[v.Path] = v
 		}
 		a.shared = c.projections(in, out)
-		return a, nil
+		return p.withBiases(a, c.Bias)
 	})
 }
 

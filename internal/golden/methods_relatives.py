@@ -25,6 +25,7 @@ def miss(root):
     case("padded", r=6, target_modules=["k_proj", "down_proj", "lm_head"])
     case("random", ("miss_block",), r=8, init_weights=False, target_modules="all-linear", exclude_modules=["up_proj"])
     case("bat", r=4, init_weights="bat", target_modules=["q_proj", "v_proj", "down_proj"])
+    make(root, "llama_bias", "miss_biases", MissConfig(task_type="CAUSAL_LM", r=4, bias="MiSS_only", target_modules=["q_proj", "down_proj"]), drawn=(), quiet=True)
     case("mini", r=5, mini_r=4, init_weights="mini", target_modules=["q_proj", "gate_proj"], layers_to_transform=[1])
 
 
@@ -36,6 +37,7 @@ def vera(root):
     case("sizes", r=7, d_initial=0.5, target_modules=["v_proj", "down_proj", "gate_proj"])
     case("random", ("vera_lambda",), init_weights=False, target_modules=["q_proj", "lm_head"], layers_to_transform=[0])
     make(root, "gpt2", "vera_conv1d", VeraConfig(task_type="CAUSAL_LM", r=5, target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True), drawn=(), noise=0.3)
+    make(root, "llama_bias", "vera_biases", VeraConfig(task_type="CAUSAL_LM", r=4, bias="all"), drawn=(), noise=0.3, quiet=True)
     case("seed", save_projection=False, projection_prng_key=12345678901, target_modules=["q_proj", "v_proj", "up_proj"])
 
 
