@@ -1,5 +1,6 @@
 """The training of examples/classify in Python's peft: LoRA on query and value of an encoder, and its new head.
 
+    banking77.py MODEL_DIR DATA_DIR --adapter DIR       tests an adapter that the Go program saved
     banking77.py MODEL_DIR DATA_DIR [--epochs 3] [--rows N] [--test-rows N] [--lr 2e-3] [--batch 32] [--seq 64] [--r 8] [--seed 1]
 
 Prints accuracy and seconds as the Go program does. Same hyper-parameters, optimizer, schedule, clipping, dropout and
@@ -11,7 +12,7 @@ import pathlib
 import time
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
 
@@ -65,6 +66,7 @@ def main():
     p.add_argument("data", type=pathlib.Path)
     p.add_argument("--epochs", type=float, default=3)
     p.add_argument("--lr", type=float, default=2e-3)
+    p.add_argument("--adapter")
     for name, default in dict(rows=0, test_rows=0, batch=32, seq=64, r=8, seed=1, threads=2).items():
         p.add_argument("--" + name.replace("_", "-"), type=int, default=default)
     o = p.parse_args()
@@ -76,10 +78,14 @@ def main():
     data = read(o.data / "train.csv", tokenizer, classes, o.rows, o.seq, o.seed)
     test = read(o.data / "test.csv", tokenizer, classes, o.test_rows, o.seq, o.seed)
     base = AutoModelForSequenceClassification.from_pretrained(o.model, num_labels=len(classes), dtype=torch.float32)
+    pad = tokenizer.pad_token_id
+    if o.adapter:
+        loss, accuracy = measure(PeftModel.from_pretrained(base, o.adapter), test, 2 * o.batch, pad)
+        print(f"{len(test)} texts: test loss {loss:.4f}, accuracy {accuracy:.4f}")
+        return
     model = get_peft_model(base, LoraConfig(task_type=TaskType.SEQ_CLS, r=o.r, lora_alpha=2 * o.r, lora_dropout=0.1,
                                             target_modules=["query", "value"]))
     model.print_trainable_parameters()
-    pad = tokenizer.pad_token_id
     before = measure(model, test, 2 * o.batch, pad)
 
     trained = [q for q in model.parameters() if q.requires_grad]
