@@ -232,15 +232,25 @@ func TestActiveAdapters(t *testing.T) {
 // however often and in whatever order (peft.md 8.50, 8.61).
 func TestDisabledIsTheBase(t *testing.T) {
 	base, pm := zoo(t, "qwen2")
-	plain := logitsOf(t, base, base, fourRows)
-	for _, name := range pm.Adapters() {
-		with := logitsOf(t, base, selected(t, pm, name), fourRows)
+	bare := newRunner(t, base)
+	run := func(r *runner, view site.View) []float32 {
+		t.Helper()
+		out, err := r.run(view, fourRows)
+		require.NoError(t, err)
+		return out
+	}
+	plain := run(bare, base)
+	for _, name := range []string{"a", "embedding", "saved", "biases"} {
+		adapted := newRunner(t, base)
+		with := run(adapted, selected(t, pm, name))
 		require.NotEqual(t, plain, with, name)
 		none := selected(t, selected(t, pm, name))
-		require.Equal(t, plain, logitsOf(t, base, none, fourRows), name)
-		require.Equal(t, plain, logitsOf(t, base, selected(t, none), fourRows), name)
-		require.Equal(t, with, logitsOf(t, base, selected(t, none, name), fourRows), name)
+		require.Empty(t, none.Structure())
+		require.Equal(t, plain, run(bare, none), name)
+		require.Equal(t, plain, run(bare, selected(t, none)), name)
+		require.Equal(t, with, run(adapted, selected(t, none, name)), name)
 	}
+	require.Equal(t, 1, bare.builds)
 }
 
 // The base's parameters keep the names and the values of its checkpoint, whatever adapters
