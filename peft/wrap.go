@@ -13,7 +13,6 @@ import (
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/ml/model"
 
-	"github.com/gopeft/gopeft/internal/graphx"
 	"github.com/gopeft/gopeft/internal/rewrite"
 	"github.com/gopeft/gopeft/site"
 )
@@ -85,89 +84,10 @@ func WrapModel(backend compute.Backend, store *model.Store, fn ModelFunc, inputs
 	case store.VariablesAsConst():
 		return nil, errors.New("peft: wrap model: the store makes constants of its variables (WithVariableAsConst), so that none could be found")
 	}
-	if err := graphx.Try(w.discover); err != nil {
+	if err := w.discover(); err != nil {
 		return nil, fmt.Errorf("peft: wrap model: %w", err)
 	}
 	return w, nil
-}
-
-// discover builds the model once to find its modules and parameters.
-func (w *WrappedModel) discover() error {
-	known := w.store.NumVariables() > 0 || w.store.Loader() != nil
-	g := graph.NewGraph(w.backend, "gopeft:discover")
-	defer g.Finalize()
-	model.SetStore(g, w.store)
-	inputs := make([]*graph.Node, len(w.inputs))
-	for i, shape := range w.inputs {
-		inputs[i] = graph.Parameter(g, fmt.Sprintf("input%d", i), shape)
-	}
-	outputs, found := w.build(&site.Pass{Graph: g}, inputs)
-	if len(outputs) == 0 {
-		return errors.New("the model has no outputs")
-	}
-	if err := w.initialise(known); err != nil {
-		return err
-	}
-	vectors, err := w.list(found.Read(), found.Uses())
-	if err != nil {
-		return err
-	}
-	w.modules, err = rewrite.NewModules(found.Uses(), vectors, w.options.Names, w.options.Head)
-	return err
-}
-
-// initialise gives the variables of a new model their values.
-func (w *WrappedModel) initialise(known bool) error {
-	var missing []string
-	for v := range w.store.IterVariables() {
-		if !v.HasValue() {
-			missing = append(missing, v.Path())
-		}
-	}
-	if len(missing) == 0 {
-		return nil
-	}
-	if known {
-		return fmt.Errorf("the store has no values of %d variables that the model needs, such as %q: initialise them (Store.InitializeVariables) if they are to be random", len(missing), missing[0])
-	}
-	return w.store.InitializeVariables(w.backend, nil)
-}
-
-// list sorts the variables that the model reads into parameters and buffers, and returns
-// the parameters that no use of a weight has.
-func (w *WrappedModel) list(names []string, uses []rewrite.Use) ([]rewrite.Vector, error) {
-	used := map[string]bool{}
-	for _, u := range uses {
-		used[u.Weight], used[u.Bias] = true, true
-	}
-	var vectors []rewrite.Vector
-	count := map[dtypes.DType]int{}
-	for _, name := range names {
-		v := w.store.GetVariable(site.VariablePath(name))
-		if !v.DType().IsFloat() {
-			w.buffers = append(w.buffers, name)
-			continue
-		}
-		count[v.DType()] += v.Shape().Size()
-		w.parameters = append(w.parameters, site.Parameter{Name: name, Shape: slices.Clone(v.Shape().Dimensions)})
-		if !used[name] {
-			vector := rewrite.Vector{Name: name}
-			if v.Shape().Rank() == 1 {
-				vector.Size = v.Shape().Size()
-			}
-			vectors = append(vectors, vector)
-		}
-	}
-	if len(w.parameters) == 0 {
-		return nil, errors.New("the model reads no variable of the store: there is nothing to adapt")
-	}
-	w.dtype = dtypes.Float32
-	for dtype, n := range count {
-		if n > count[w.dtype] {
-			w.dtype = dtype
-		}
-	}
-	return vectors, nil
 }
 
 // aliasScope is where aliases that the model gives go until its nodes are final.
@@ -228,28 +148,6 @@ func (w *WrappedModel) Modules() []site.Module { return w.modules.List() }
 // Parameters implements [site.Base]: all variables of floats that the model reads.
 func (w *WrappedModel) Parameters() []site.Parameter { return slices.Clone(w.parameters) }
 
-// checkTargets refuses targets that a wrapped model has where nothing can be changed.
-func checkTargets(base site.Base, adapter Adapter) error {
-	w, ok := base.(*WrappedModel)
-	if !ok {
-		return nil
-	}
-	for _, m := range adapter.Targets() {
-		if err := w.checkTarget(m); err != nil {
-			return fmt.Errorf("peft: %w", err)
-		}
-	}
-	return nil
-}
-
-// checkTarget reports whether a module can be adapted: not if it lies in a closure.
-func (w *WrappedModel) checkTarget(m site.Module) error {
-	if op := w.modules.Enclosed(m.Path); op != "" {
-		return fmt.Errorf("module %q is used inside a closure of %s, which cannot be rewritten: exclude it", m.Path, op)
-	}
-	return nil
-}
-
 // Call implements [site.Function].
 func (w *WrappedModel) Call(p *site.Pass, inputs []*graph.Node) []*graph.Node {
 	if p.Checkpoint {
@@ -267,13 +165,8 @@ func (w *WrappedModel) Call(p *site.Pass, inputs []*graph.Node) []*graph.Node {
 // generator from the pass: equal steps have equal masks, and the store's state stays.
 func (w *WrappedModel) prepare(p *site.Pass) (restore func()) {
 	w.store.SetTraining(p.Graph, p.Training() && !w.options.Inference)
-	if p.Training() {
-		if w.store.GetVariable(model.RNGStateVariableName) == nil {
-			if err := w.store.SetRNGStateFromSeed(0); err != nil {
-				panic(err)
-			}
-		}
-		w.store.GetVariable(model.RNGStateVariableName).SetNodeValue(randomState(p.Random))
+	if state := w.store.GetVariable(model.RNGStateVariableName); state != nil && p.Training() {
+		state.SetNodeValue(randomState(p.Random))
 	}
 	return func() {
 		state := w.store.GetVariable(model.RNGStateVariableName)
