@@ -15,6 +15,7 @@ from adapters import save
 from common import fresh, load, rng, write_json, write_tensors
 from lora_golden import batch
 import torch
+from safetensors.torch import load_file, save_file
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 
@@ -49,6 +50,19 @@ def printed(model):
     with contextlib.redirect_stdout(text):
         model.print_trainable_parameters()
     return text.getvalue().rstrip("\n")
+
+
+def fix_signs(path):
+    """Give each initial row of A, the second half, a positive largest element: a singular value
+    decomposition leaves the sign to the processor."""
+    tensors = load_file(path)
+    for name, a in tensors.items():
+        if name.endswith("lora_A.weight"):
+            b = tensors[name.replace("lora_A", "lora_B")]
+            for i in range(len(a) // 2, len(a)):
+                if a[i][a[i].abs().argmax()] < 0:
+                    a[i], b[:, i] = -a[i], -b[:, i]
+    save_file(tensors, str(path), metadata={"format": "pt"})
 
 
 def make(root, family, case, config, *, drawn=("lora_A",), noise=0.1, merge=True, before=None, after_step=None, quiet=False, prepare=None,
@@ -91,6 +105,7 @@ def make(root, family, case, config, *, drawn=("lora_A",), noise=0.1, merge=True
         if converts:
             save(model, folder / "converted", save_embedding_layers=False,
                  path_initial_model_for_weight_conversion=str(pathlib.Path(initial, "initial")))
+            fix_signs(folder / "converted" / "adapter_model.safetensors")
     trainable, everything = model.get_nb_trainable_parameters()
     info = dict(model=family, case=case, trainable=trainable, all=everything, printed=printed(model), merge=merge,
                 config=json.loads((folder / "adapter_config.json").read_text()))
