@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/gomlx/gomlx/ml/model"
@@ -33,7 +34,7 @@ func newRunner(t testing.TB, base *models.Model) *runner {
 	r.exec, err = model.NewExec(base.Backend(), base.Store(), func(_ *model.Scope, in []*graph.Node) []*graph.Node {
 		r.builds++
 		pass := &site.Pass{Graph: in[0].Graph(), DType: base.DType(), Hook: r.view.Hook(in[1:])}
-		return []*graph.Node{base.Logits(pass, base.Hidden(pass, site.Tokens{IDs: in[0]}))}
+		return []*graph.Node{graph.ConvertDType(base.Logits(pass, base.Hidden(pass, site.Tokens{IDs: in[0]})), dtypes.Float32)}
 	})
 	require.NoError(t, err)
 	t.Cleanup(r.exec.Finalize)
