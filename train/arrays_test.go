@@ -131,7 +131,7 @@ func TestTrainWrappedModel(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, flatValues(t, whole), flatValues(t, resumed))
 
-	// The file of the adapter makes the same model, and so does the store with merged weights.
+	// The file of the adapter makes the same model.
 	file := filepath.Join(t.TempDir(), "adapter")
 	require.NoError(t, whole.SavePretrained(file))
 	loaded, err := peft.LoadAdapter(base, file)
@@ -242,4 +242,18 @@ func TestLossesOfArrays(t *testing.T) {
 		require.InEpsilon(t, c.want, got.Loss, 1e-5)
 		require.InDelta(t, c.hits, got.Accuracy, 1e-6)
 	}
+}
+
+// A class that the model has no score for is not passed over.
+func TestCrossEntropyOfUnknownClass(t *testing.T) {
+	pm := adaptPoints(t, wrapPoints(t))
+	data, err := train.NewArrays([]train.Array{train.Floats(make([]float32, 8), 4, 2)}, []train.Array{train.Ints([]int32{0, 1, 3, 2})})
+	require.NoError(t, err)
+	trainer, err := train.NewTrainer(pm, data, train.Arguments{OutputDir: t.TempDir(), Loss: train.CrossEntropy{}, MaxSteps: 1, Quiet: true})
+	require.NoError(t, err)
+	defer trainer.Close()
+	_, err = trainer.Evaluate(context.Background(), data)
+	require.ErrorIs(t, err, train.ErrNotFinite)
+	_, err = trainer.Train(context.Background())
+	require.ErrorIs(t, err, train.ErrNotFinite)
 }
