@@ -76,3 +76,21 @@ func TestNoDropout(t *testing.T) {
 	}, [][]float32{{1, 2}, {3, 4}})
 	require.NoError(t, err)
 }
+
+// A model that is not Hugging Face's names its parameters itself.
+func TestOtherParameterNames(t *testing.T) {
+	m := Module{Path: "dense", Bias: true, WeightParameter: "dense.kernel", BiasParameter: "shift"}
+	require.Equal(t, "dense.kernel", m.Weight())
+	require.Equal(t, "shift", m.BiasName())
+	require.Equal(t, "dense.bias", Module{Path: "dense", Bias: true}.BiasName())
+}
+
+func TestExpand(t *testing.T) {
+	_, err := graph.CallOnce(backendtest.Open(t), func(v *graph.Node) *graph.Node {
+		require.Equal(t, []int{1, 1, 3}, Module{}.Expand(v, 3).Shape().Dimensions)
+		require.Equal(t, []int{1, 3, 1, 1}, Module{Kind: Convolution, Conv: &Conv{}}.Expand(v, 4).Shape().Dimensions)
+		require.Equal(t, []int{1, 1, 1, 3}, Module{Kind: Convolution, Conv: &Conv{ChannelsLast: true}}.Expand(v, 4).Shape().Dimensions)
+		return v
+	}, []float32{1, 2, 3})
+	require.NoError(t, err)
+}
