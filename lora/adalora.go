@@ -221,7 +221,7 @@ func (c AdaLoraConfig) Attach(base site.Base) (peft.Adapter, error) {
 				return nil, fmt.Errorf("rank_pattern: %q is no tensor of the adapted modules", name)
 			}
 		}
-		a.config, a.pruned = c, pruningSteps(c, len(a.layers))
+		a.config = c
 		return p.withBiases(a, c.Bias)
 	})
 }
@@ -320,8 +320,6 @@ type adaLora struct {
 	*relative
 	config AdaLoraConfig
 	layers []triplets
-	// pruned holds the first step at which 1, 2, ... triplets are pruned.
-	pruned []int32
 }
 
 var adaLoraDefaults = map[string]peft.Targets{

@@ -58,6 +58,9 @@ func (a *adaLora) ExtraLoss(v *peft.Values) *graph.Node {
 			add(v.Get(l.name("B")), 0)
 		}
 	}
+	if sum == nil { // all is pruned, and other tensors are trained
+		return graph.MulScalar(graph.ReduceAllSum(v.Views()[0]), 0)
+	}
 	return graph.MulScalar(sum, max(0, a.config.OrthRegWeight)/float64(2*len(a.layers)))
 }
 
@@ -72,6 +75,9 @@ func (a *adaLora) AfterStep(step *graph.Node, v *peft.Values, gradient func(name
 		if l.r > 0 {
 			scores = append(scores, l.importance(v, gradient, graph.LessThan(step, number(last)), changed))
 		}
+	}
+	if len(scores) == 0 {
+		return nil
 	}
 	inTurn := graph.Equal(graph.Mod(step, number(c.DeltaT)), number(0))
 	prunes := graph.LogicalOr(graph.Equal(step, number(last)),
@@ -131,7 +137,7 @@ func (a *adaLora) threshold(step *graph.Node, scores []*graph.Node) *graph.Node 
 		n += s.Shape().Size()
 	}
 	sorted := graph.Sort(graph.Concatenate(scores, 0), 0, true)
-	wanted := graph.ReduceAllSum(graph.ConvertDType(graph.GreaterOrEqual(step, graph.Const(g, a.pruned)), dtypes.Int32))
+	wanted := graph.ReduceAllSum(graph.ConvertDType(graph.GreaterOrEqual(step, graph.Const(g, pruningSteps(a.config, len(a.layers)))), dtypes.Int32))
 	// Those that the rank pattern of a file has left out count as pruned.
 	wanted = graph.SubScalar(wanted, len(a.layers)*a.config.InitR-n)
 	at := graph.Equal(graph.Iota(g, sorted.Shape().Clone(), 0), graph.ConvertDType(graph.SubScalar(wanted, 1), dtypes.Float32))
@@ -142,9 +148,9 @@ func (a *adaLora) threshold(step *graph.Node, scores []*graph.Node) *graph.Node 
 // pruningSteps returns for 1, 2, ... pruned triplets the first step by which so many are to be.
 func pruningSteps(c AdaLoraConfig, modules int) []int32 {
 	first, last := c.TInit+1, c.TotalStep-c.TFinal
-	steps := make([]int32, max(0, (c.InitR-c.TargetR)*modules))
+	steps := make([]int32, max(1, (c.InitR-c.TargetR)*modules))
 	for i := range steps {
-		low, high := first, last
+		low, high := first, last+1
 		for low < high {
 			if middle := (low + high) / 2; c.prunedBy(middle, modules) > i {
 				high = middle

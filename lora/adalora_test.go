@@ -24,9 +24,7 @@ func TestAdaLoraGolden(t *testing.T) { pefttest.Golden(t, "*-adalora_*") }
 
 func TestAdaLoraConformance(t *testing.T) {
 	for name, s := range map[string]pefttest.Suite{
-		"plain":      {Config: lora.AdaLoraConfig{InitR: 4, TargetR: 2, TotalStep: 100, TInit: 50}},
 		"pruning":    {Config: lora.AdaLoraConfig{InitR: 4, TargetR: 2, TotalStep: 4, LoraDropout: 0.1, TargetModules: peft.AllLinear}},
-		"random":     {Config: lora.AdaLoraConfig{InitR: 2, TargetR: 1, TotalStep: 9, InitLoraWeights: lora.InitRandom, OrthRegWeight: -1}, NotIdentity: true},
 		"transposed": {Config: lora.AdaLoraConfig{InitR: 4, TargetR: 2, TotalStep: 9}, Family: "gpt2"},
 		"saved":      {Config: lora.AdaLoraConfig{InitR: 4, TargetR: 2, TotalStep: 9, ModulesToSave: peft.Strings{"lm_head"}}, Alone: true},
 	} {
@@ -195,6 +193,41 @@ func (g adaLoraSteps) sameEnd(t *testing.T, pm *peft.PeftModel) {
 		require.NoError(t, again.SavePretrained(once))
 		pefttest.SameConfig(t, dir, once)
 	}
+}
+
+// Where nothing is left, the adapter is the identity, and what else it trains can be trained.
+func TestAdaLoraRankZero(t *testing.T) {
+	base := basetest.Load(t, filepath.Join(basetest.Fixtures, "families", "llama"))
+	config := lora.AdaLoraConfig{InitR: 2, TargetR: 1, TotalStep: 3, TargetModules: peft.Modules("q_proj"), ModulesToSave: peft.Strings{"lm_head"}, RankPattern: map[string][]bool{
+		"model.layers.0.self_attn.q_proj.lora_E": {false, false}, "model.layers.1.self_attn.q_proj.lora_E": {false, false},
+	}}
+	pm, err := peft.GetPeftModel(base, config)
+	require.NoError(t, err)
+	g := openAdaLoraSteps(t, "schedule")
+	ids, labels := g.Tensor(t, "input_ids"), g.Tensor(t, "labels")
+	plain := basetest.Evaluate(t, pm, ids, labels)
+	bare, err := pm.With()
+	require.NoError(t, err)
+	require.Equal(t, basetest.Evaluate(t, bare, ids, labels).Logits, plain.Logits)
+	row := basetest.Ints(t, ids)[:12]
+	data, err := train.NewDataset([]train.Example{{IDs: row, Labels: row}})
+	require.NoError(t, err)
+	trainer, err := train.NewTrainer(pm, data, train.Arguments{OutputDir: t.TempDir(), MaxSteps: 3, Quiet: true, SaveStrategy: train.SaveNo})
+	require.NoError(t, err)
+	defer trainer.Close()
+	_, err = trainer.Train(t.Context())
+	require.NoError(t, err)
+	dir := filepath.Join(t.TempDir(), "out")
+	require.NoError(t, pm.SavePretrained(dir))
+	again, err := peft.LoadAdapter(base, dir)
+	require.NoError(t, err)
+	moved := basetest.Evaluate(t, pm, ids, labels)
+	require.NotEqual(t, plain.Logits, moved.Logits)
+	require.Equal(t, moved.Logits, basetest.Evaluate(t, again, ids, labels).Logits)
+
+	config.ModulesToSave = nil
+	_, err = peft.GetPeftModel(base, config)
+	require.EqualError(t, err, "peft: ADALORA adapter has no trainable tensor")
 }
 
 func TestAdaLoraErrors(t *testing.T) {

@@ -16,11 +16,9 @@ func TestMissGolden(t *testing.T) { pefttest.Golden(t, "*-miss_*") }
 
 func TestMissConformance(t *testing.T) {
 	for name, s := range map[string]pefttest.Suite{
-		"plain":  {Config: lora.MissConfig{R: 4}},
 		"padded": {Config: lora.MissConfig{R: 5, MissDropout: 0.1, TargetModules: peft.AllLinear}},
 		"random": {Config: lora.MissConfig{R: 4, InitWeights: lora.InitRandom}, NotIdentity: true},
 		"bat":    {Config: lora.MissConfig{R: 8, InitWeights: lora.MissBat, TargetModules: peft.AllLinear}, Noise: 0.02},
-		"biases": {Config: lora.MissConfig{R: 4, Bias: lora.BiasAll}, Family: "llama_bias", Alone: true},
 		"mini":   {Config: lora.MissConfig{R: 4, MiniR: 16, InitWeights: lora.MissMini}},
 	} {
 		t.Run(name, func(t *testing.T) { pefttest.Run(t, s) })

@@ -177,8 +177,8 @@ type vera struct {
 }
 
 func (l vera) params() []peft.Param {
-	b := peft.Param{Name: l.Path + "." + veraLambdaB, Shape: []int{l.Out}}
-	d := peft.Param{Name: l.Path + "." + veraLambdaD, Shape: []int{l.config.R}}
+	b := peft.Param{Name: l.Path + "." + veraLambdaB, Shape: []int{l.Out}, Group: peft.GroupB}
+	d := peft.Param{Name: l.Path + "." + veraLambdaD, Shape: []int{l.config.R}, Group: peft.GroupB}
 	if l.config.InitWeights == InitRandom {
 		b.Init, d.Init = constant(1), normal(1)
 	} else {

@@ -33,7 +33,8 @@ type Param struct {
 	// Twins are names like Name under which the file has the tensor once more, since Python
 	// shares it between modules. All must be the same.
 	Twins []string
-	// Shape is row-major as in the file.
+	// Shape is row-major as in the file. A tensor without elements (AdaLoRA's at rank 0) is
+	// part of the file and of no program.
 	Shape []int
 	// FileShape is the shape in the file if that is smaller: the file holds what is less
 	// along every axis, and all else is zero. Init and Derive then fill values of this
