@@ -228,12 +228,24 @@ func (t term) product() []float64 {
 	return out
 }
 
-// addRow adds a row of B·A times f.
+// addRow adds a row of B·A times f, four rows of A at a time: one pass over sum for each
+// costs most of the time.
 func (t term) addRow(sum []float64, row int, f float64) {
-	for k, b := range t.b[row*t.rank : (row+1)*t.rank] {
-		x := f * float64(b)
-		for j, a := range t.a[k*t.columns:][:len(sum)] {
-			sum[j] += x * float64(a)
+	b, n, k := t.b[row*t.rank:(row+1)*t.rank], len(sum), 0
+	at := func(k int) (float64, []float32) { return f * float64(b[k]), t.a[k*n:][:n] }
+	for ; k+4 <= len(b); k += 4 {
+		x0, a0 := at(k)
+		x1, a1 := at(k + 1)
+		x2, a2 := at(k + 2)
+		x3, a3 := at(k + 3)
+		for j := range sum {
+			sum[j] += x0*float64(a0[j]) + x1*float64(a1[j]) + x2*float64(a2[j]) + x3*float64(a3[j])
+		}
+	}
+	for ; k < len(b); k++ {
+		x, a := at(k)
+		for j := range sum {
+			sum[j] += x * float64(a[j])
 		}
 	}
 }
