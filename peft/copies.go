@@ -31,8 +31,9 @@ var classifierHeads = []string{"classifier", "score"}
 
 // CopyModules plans trainable copies of whole modules, which take their places: peft's
 // modules_to_save. A name stands for every module whose path ends in it, with all that
-// lies inside; as in peft, "classifier" is DistilBERT's pre_classifier too. It is an error if a name finds nothing, but that a base has
-// one kind of classifier's head only. Without names the result is nil.
+// lies inside; as in peft, "classifier" is DistilBERT's pre_classifier too. It is an error
+// if a name finds nothing, but that a base has one kind of classifier's head only. Without
+// names the result is nil.
 //
 // A copy belongs to its module alone: that of an embedding leaves a head that shares the
 // base's weight as it was, and the other way round.

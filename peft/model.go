@@ -10,6 +10,7 @@ import (
 
 	"github.com/gomlx/gomlx/core/tensors"
 
+	"github.com/gopeft/gopeft/internal/suggest"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -146,6 +147,9 @@ func plan(base site.Base, config Config, reading bool, maxRank int) (*namedAdapt
 	}
 	common := config.Common()
 	common.reading, common.maxRank = reading, maxRank
+	if err := checkTaskType(common.TaskType); err != nil {
+		return nil, err
+	}
 	if common.TaskType == "" && !reading {
 		common.TaskType = taskType(base)
 	}
@@ -180,6 +184,16 @@ func plan(base site.Base, config Config, reading bool, maxRank int) (*namedAdapt
 	na.config = config.WithCommon(common)
 	na.structure = na.identity()
 	return na, nil
+}
+
+// taskTypes are those that peft knows.
+var taskTypes = []string{"SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"}
+
+func checkTaskType(t string) error {
+	if t == "" || slices.Contains(taskTypes, t) {
+		return nil
+	}
+	return fmt.Errorf("peft: invalid task_type %q, want one of %s%s", t, strings.Join(taskTypes, ", "), suggest.DidYouMean(t, taskTypes))
 }
 
 // lay lays out trainable tensors and constants.

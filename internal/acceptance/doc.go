@@ -1,0 +1,2 @@
+// Package acceptance checks that docs/acceptance.md names tests that exist.
+package acceptance
