@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"sync"
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/graph"
@@ -48,30 +49,41 @@ func (a *adapter) doraParams(base site.Base, l layer) []peft.Param {
 		}
 	}
 	name := l.Path + "." + magnitude
+	// ‖w‖ of every row, read once for both.
+	lengths := sync.OnceValues(func() ([]float32, error) {
+		W, err := weightOf(base, l.Module)
+		if err != nil {
+			return nil, err
+		}
+		norms := make([]float32, l.Out)
+		l.rowNorms(W, nil, norms)
+		return norms, nil
+	})
 	return []peft.Param{
 		{
 			Name: name, OldKeys: []string{name + ".weight"}, Shape: shape, Group: group,
 			Derive: func(value func(string) []float32, values []float32) error {
-				W, err := weightOf(base, l.Module)
-				if err != nil {
+				delta := a.initialDelta(l, value)
+				if delta == nil {
+					norms, err := lengths()
+					copy(values, norms)
 					return err
 				}
-				l.rowNorms(W, a.initialDelta(l, value), values)
-				return nil
+				W, err := weightOf(base, l.Module)
+				if err == nil {
+					l.rowNorms(W, delta, values)
+				}
+				return err
 			},
 		},
 		{
 			Name: l.Path + "." + weightNorms, Shape: []int{l.Out}, Frozen: true, Unsaved: true,
 			Init: func(_ *rand.Rand, values []float32) error {
-				W, err := weightOf(base, l.Module)
-				if err != nil {
-					return err
-				}
-				l.rowNorms(W, nil, values)
-				for i, n := range values {
+				norms, err := lengths()
+				for i, n := range norms {
 					values[i] = n * n
 				}
-				return nil
+				return err
 			},
 		},
 	}

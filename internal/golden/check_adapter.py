@@ -78,6 +78,8 @@ def main():
     noise = ["is_gradient_checkpointing", "tie_word_embeddings", "was renamed from", "Unsupported layer type"]  # the last: of norms
     if config["peft_type"] == "ADALORA":
         noise += ["rank_pattern keys did not match", "zero-sized lora_A"]  # said of peft's own files too
+    if config.get("lora_bias"):
+        noise += ["LoRA tensor(s) have invalid shape"]  # said of any lora_B.bias
     if config["peft_type"] == "BOFT":
         noise += ["Failed to load the CUDA extension", "Setting boft_n_butterfly_factor to 1"]
     problems = [f"warning: {w.message}" for w in seen if not any(n in str(w.message) for n in noise)]

@@ -28,6 +28,18 @@ var ownCases = []struct{ name, family, options string }{
 	{"sharded", "llama_sharded", `{"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}`},
 	{"bfloat16", "smollm2", `{"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}`},
 	{"float16", "llama_f16", `{"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "gate_proj"]}`},
+	{"dora", "llama", `{"r": 4, "use_dora": true, "lora_dropout": 0.1, "target_modules": "all-linear"}`},
+	{"dora_embedding", "llama", `{"r": 4, "use_dora": true, "use_rslora": true, "target_modules": ["embed_tokens", "q_proj"]}`},
+	{"dora_transposed", "gpt2", `{"r": 4, "use_dora": true, "target_modules": ["c_attn", "c_proj"]}`},
+	{"bias_all", "qwen2", `{"r": 4, "bias": "all", "target_modules": ["q_proj", "up_proj"]}`},
+	{"bias_lora_only", "llama_bias", `{"r": 4, "bias": "lora_only", "target_modules": ["q_proj", "up_proj"]}`},
+	{"lora_bias", "llama_bias", `{"r": 4, "lora_bias": true, "target_modules": ["q_proj", "down_proj"]}`},
+	{"pissa", "llama", `{"r": 4, "init_lora_weights": "pissa", "lora_dropout": 0.1, "target_modules": "all-linear", "rank_pattern": {"up_proj": 2}}`},
+	{"pissa_dora", "llama", `{"r": 2, "init_lora_weights": "pissa_niter_4", "use_dora": true, "target_modules": ["q_proj", "up_proj"]}`},
+	{"pissa_embedding", "llama", `{"r": 2, "init_lora_weights": "pissa", "use_rslora": true, "target_modules": ["embed_tokens", "o_proj"]}`},
+	{"olora", "gpt2", `{"r": 2, "init_lora_weights": "olora", "use_rslora": true, "target_modules": ["c_fc"]}`},
+	{"loftq", "llama", `{"r": 2, "init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 2}, "target_modules": ["q_proj"]}`},
+	{"orthogonal", "llama", `{"r": 2, "init_lora_weights": "orthogonal", "target_modules": ["q_proj"]}`},
 	{"float64", "llama_f64", `{"r": 4, "lora_alpha": 16, "target_modules": ["k_proj", "up_proj"]}`},
 }
 
