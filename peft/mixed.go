@@ -205,7 +205,7 @@ func (m *MixedView) Arguments() ([]*tensors.Tensor, error) {
 			all = append(all, slices.Concat(lists...)...)
 			continue
 		}
-		stacked, err := m.set.stacks.get(g.structure, g.slots, lists)
+		stacked, err := m.set.stacks.get(m.set.base.Backend(), g.structure, g.slots, lists)
 		if err != nil {
 			return nil, fmt.Errorf("peft: mixed batch of %s: %w", strings.Join(g.names, ", "), err)
 		}

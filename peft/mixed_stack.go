@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/tensors"
@@ -23,9 +24,9 @@ type stack struct {
 	stacked []*tensors.Tensor
 }
 
-// get stacks the tensors of adapters of one structure along a new first axis; what is
-// behind the last of them up to slots is zero.
-func (c *stackCache) get(structure string, slots int, lists [][]*tensors.Tensor) ([]*tensors.Tensor, error) {
+// get stacks the tensors of adapters of one structure along a new first axis, on the
+// backend; what is behind the last of them up to slots is zero.
+func (c *stackCache) get(on compute.Backend, structure string, slots int, lists [][]*tensors.Tensor) ([]*tensors.Tensor, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e, ok := c.entries[structure]; ok && e.slots == slots && slices.EqualFunc(e.of, lists, slices.Equal[[]*tensors.Tensor]) {
@@ -44,6 +45,9 @@ func (c *stackCache) get(structure string, slots int, lists [][]*tensors.Tensor)
 		})
 		if access != nil {
 			return nil, access
+		}
+		if err == nil {
+			err = all.ToDevice(on, 0)
 		}
 		if err != nil {
 			return nil, err
