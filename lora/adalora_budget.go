@@ -158,7 +158,7 @@ func pruningSteps(c AdaLoraConfig, modules int) []int32 {
 				low = middle + 1
 			}
 		}
-		steps[i] = int32(low) //nolint:gosec // a number of optimizer steps
+		steps[i] = int32(low)
 	}
 	return steps
 }

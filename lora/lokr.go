@@ -295,7 +295,7 @@ func (l lokr) convolution(u *peft.Use) *graph.Node {
 	w2 = graph.Reshape(w2, 1, l.rows2, 1, l.columns2, kernel)
 	w := graph.Mul(w1, w2) // [k, l, m, n, kernel]
 	if l.shuffled() {
-		w = graph.TransposeAllDims(w, 1, 0, 3, 2, 4)
+		w = graph.TransposeAllAxes(w, 1, 0, 3, 2, 4)
 	}
 	return graph.Reshape(w, l.WeightShape()...)
 }

@@ -41,7 +41,7 @@ func (g geometry) with(m site.Module, x, weight *graph.Node) *graph.Node {
 		last[i], first[i+1] = i+1, i
 	}
 	if !m.Conv.ChannelsLast {
-		x = graph.TransposeAllDims(x, last...)
+		x = graph.TransposeAllAxes(x, last...)
 	}
 	var padding [][2]int
 	for _, p := range g.Padding {
@@ -49,7 +49,7 @@ func (g geometry) with(m site.Module, x, weight *graph.Node) *graph.Node {
 	}
 	y := graph.Convolve(x, weight).StridePerAxis(g.Stride...).PaddingPerDim(padding).ChannelGroupCount(g.Groups).Done()
 	if !m.Conv.ChannelsLast {
-		y = graph.TransposeAllDims(y, first...)
+		y = graph.TransposeAllAxes(y, first...)
 	}
 	return y
 }
@@ -153,7 +153,7 @@ func (c convolutionCase) apply(pass *site.Pass, m site.Module, x, weight *graph.
 	}
 	there = append(there, 1)
 	if m.Conv.ChannelsLast {
-		x = graph.TransposeAllDims(x, there...)
+		x = graph.TransposeAllAxes(x, there...)
 	}
 	weight = m.Stored(weight)
 	with := func(x, w *graph.Node) *graph.Node { return c.geometries[m.Path].with(m, x, w) }
@@ -162,7 +162,7 @@ func (c convolutionCase) apply(pass *site.Pass, m site.Module, x, weight *graph.
 		FrozenWeight: func() *graph.Node { return weight },
 	})
 	if m.Conv.ChannelsLast {
-		y = graph.TransposeAllDims(y, back...)
+		y = graph.TransposeAllAxes(y, back...)
 	}
 	return y
 }
@@ -186,7 +186,7 @@ func (c convolutionCase) merged(t *testing.T, pm *peft.PeftModel) {
 
 // stored is one of the fixture's weights as the module stores it.
 func (c convolutionCase) stored(t *testing.T, m site.Module, prefix string) []float32 {
-	out, err := graph.ExecOnce(backendtest.Open(t), func(w *graph.Node) *graph.Node { return m.Stored(w) }, c.Tensor(t, prefix+m.Path))
+	out, err := graph.CallOnce(backendtest.Open(t), func(w *graph.Node) *graph.Node { return m.Stored(w) }, c.Tensor(t, prefix+m.Path))
 	require.NoError(t, err)
 	values, err := tensors.CopyFlatData[float32](out)
 	require.NoError(t, err)

@@ -39,7 +39,7 @@ func TestRelativesDefaultTargets(t *testing.T) {
 // all are alike.
 func keep(t *testing.T, step uint32, rows int, rowOffset uint32, rate float64, whole, rescale, training bool) []float32 {
 	t.Helper()
-	out, err := graph.ExecOnce(backendtest.Open(t), func(y *graph.Node) *graph.Node {
+	out, err := graph.CallOnce(backendtest.Open(t), func(y *graph.Node) *graph.Node {
 		number := func(v uint32) *graph.Node { return graph.Const(y.Graph(), v) }
 		pass := &site.Pass{Graph: y.Graph(), DType: dtypes.Float32}
 		if training {

@@ -31,7 +31,7 @@ func coreKernel(m site.Module) []int {
 func tucker(t, a, b *graph.Node) *graph.Node {
 	w := graphx.Dot(a, []int{0}, nil, t, []int{0}, nil) // [out, r, k1, k2]
 	w = graphx.Dot(w, []int{1}, nil, b, []int{0}, nil)  // [out, k1, k2, in]
-	return graph.TransposeAllDims(w, 0, 3, 1, 2)
+	return graph.TransposeAllAxes(w, 0, 3, 1, 2)
 }
 
 // tuckerHost is s times tucker on the host, kernel elements in one axis.

@@ -17,7 +17,7 @@ type Generator struct {
 // New is torch.Generator().manual_seed(seed), of which the lower 32 bits count.
 func New(seed int64) *Generator {
 	g := &Generator{next: size}
-	g.state[0] = uint32(uint64(seed)) //nolint:gosec // the rest is left out on purpose
+	g.state[0] = uint32(uint64(seed))
 	for i := uint32(1); i < size; i++ {
 		last := g.state[i-1]
 		g.state[i] = 1812433253*(last^last>>30) + i
