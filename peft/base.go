@@ -49,7 +49,9 @@ func readBase(base site.Base, p site.Parameter, values []float32) (dtype dtypes.
 			return fmt.Errorf("the base has no parameter %q", p.Name)
 		}
 		dtype = v.DType()
-		if !slices.Equal(v.Shape().Dimensions, p.Shape) {
+		// A weight of a wrapped model may have more axes than the matrix that it is used as.
+		_, wrapped := base.(*WrappedModel)
+		if !slices.Equal(v.Shape().Dimensions, p.Shape) && !(wrapped && v.Shape().Size() == p.Size()) {
 			return fmt.Errorf("parameter %q of the base: want shape %v, got %v", p.Name, p.Shape, v.Shape().Dimensions)
 		}
 		t, err := v.Value()

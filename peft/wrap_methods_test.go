@@ -1,0 +1,51 @@
+package peft_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/gomlx/compute/shapes"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gopeft/gopeft/lora"
+	"github.com/gopeft/gopeft/peft"
+)
+
+// Methods do to a wrapped model what they do to any: with them it is the model with their
+// merged weights.
+func TestWrappedMethods(t *testing.T) {
+	for _, m := range foreignModels {
+		if m.name == "shared" {
+			continue
+		}
+		linear := m.target
+		if m.modules == nil {
+			linear = peft.AllLinear
+		}
+		for name, config := range map[string]peft.Config{
+			"dora": lora.LoraConfig{R: 2, TargetModules: linear, InitLoraWeights: lora.InitRandom, UseDora: true},
+			"bias": lora.LoraConfig{R: 2, TargetModules: linear, InitLoraWeights: lora.InitRandom, Bias: "all"},
+			"loha": lora.LohaConfig{R: 2, TargetModules: linear},
+			"lokr": lora.LokrConfig{R: 2, TargetModules: linear},
+		} {
+			if name == "bias" && (strings.HasPrefix(m.name, "gemma3") || m.name == "by hand") {
+				continue // it has no biases
+			}
+			t.Run(m.name+"/"+name, func(t *testing.T) {
+				base := wrap(t, m.fn, m.input)
+				pm, err := peft.GetPeftModel(base, config)
+				require.NoError(t, err)
+				perturb(t, pm)
+				input := example(m, 5)
+				got := run(t, base, pm, input)
+				require.Greater(t, distance(t, run(t, base, nil, input), got), 1e-3)
+				store, _, err := base.Merged(pm)
+				require.NoError(t, err)
+				merged, err := peft.WrapModel(base.Backend(), store, m.fn, []shapes.Shape{m.input})
+				require.NoError(t, err)
+				defer merged.Close()
+				require.Less(t, distance(t, run(t, merged, nil, input), got), 2e-5)
+			})
+		}
+	}
+}
