@@ -26,8 +26,18 @@ func TestWrappedMethods(t *testing.T) {
 			"dora": lora.LoraConfig{R: 2, TargetModules: linear, InitLoraWeights: lora.InitRandom, UseDora: true},
 			"bias": lora.LoraConfig{R: 2, TargetModules: linear, InitLoraWeights: lora.InitRandom, Bias: "all"},
 			"loha": lora.LohaConfig{R: 2, TargetModules: linear},
+			"miss": lora.MissConfig{R: 2, TargetModules: linear},
+			"oft":  lora.OftConfig{OftBlockSize: 2, TargetModules: linear},
+			"boft": lora.BoftConfig{BoftBlockSize: 1, TargetModules: linear},
+			"vera": lora.VeraConfig{R: 2, TargetModules: linear},
 			"lokr": lora.LokrConfig{R: 2, TargetModules: linear},
 		} {
+			if (name == "oft" || name == "miss" || name == "boft" || name == "vera") && strings.HasPrefix(m.name, "conv") {
+				continue // these adapt linear layers only
+			}
+			if name == "oft" && m.modules != nil {
+				continue // an odd number of inputs has no blocks of two
+			}
 			if name == "bias" && (strings.HasPrefix(m.name, "gemma3") || m.name == "by hand") {
 				continue // it has no biases
 			}

@@ -2,6 +2,7 @@ package peft_test
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/gomlx/compute/dtypes"
@@ -81,6 +82,15 @@ func TestWrappedSites(t *testing.T) {
 					}
 					if s.X.Rank() > 0 && m.ids == 0 && s.Kind == site.Linear && s.X.Shape().Dim(0) != m.input.Dim(0) {
 						t.Errorf("%s: input %s of a batch of %d", s.Path, s.X.Shape(), m.input.Dim(0))
+					}
+					if s.Kind == site.Linear { // one row of the input alone gives one row of the output
+						flat := graph.Reshape(s.X, -1, s.In)
+						row := s.Base(graph.Slice(flat, graph.AxisRange(1, 2)))
+						if dims := row.Shape().Dimensions; len(dims) != 2 || dims[0] != 1 || dims[1] != s.Out {
+							t.Errorf("%s: Base of one row has shape %s", s.Path, row.Shape())
+						}
+						all := graph.Reshape(s.Base(s.X), -1, s.Out)
+						y = graph.Add(y, graph.Reshape(graph.ReduceAllSum(graph.Sub(row, graph.Slice(all, graph.AxisRange(1, 2)))), slices.Repeat([]int{1}, y.Rank())...))
 					}
 					if s.Bias {
 						y = graph.Add(y, s.Expand(bias[s.BiasName()], y.Rank()))

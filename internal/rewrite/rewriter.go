@@ -134,6 +134,9 @@ func (r *rewriter) site(u *use) *graph.Node {
 	frozen := func() *graph.Node { return r.frozen(u, m, dtype) }
 	var unchanged *graph.Node // the model's own output as the site's
 	base := func(in *graph.Node) *graph.Node {
+		if m.Kind != site.Convolution && !slices.Equal(in.Shape().Dimensions, x.Shape().Dimensions) {
+			return r.anew(u, m, in, dtype)
+		}
 		y := r.base(u, x, in)
 		if y != u.out {
 			return convert(u.builder.output(y), dtype)
@@ -155,6 +158,22 @@ func (r *rewriter) site(u *use) *graph.Node {
 		return u.out
 	}
 	return u.builder.restore(convert(y, u.out.DType()), u.out)
+}
+
+// anew builds the module on an input that has other leading axes than the model's own.
+func (r *rewriter) anew(u *use, m site.Module, in *graph.Node, dtype dtypes.DType) *graph.Node {
+	if in.DType().IsFloat() {
+		in = convert(in, dtype)
+	}
+	_, wArg := u.builder.arguments()
+	p, _, _ := r.search.trace(u.op.Inputs()[wArg])
+	y := u.builder.with(m, in, convert(reshape(r.parameter(p), m.StoredShape()), dtype))
+	for p, name := range r.search.parameters {
+		if name == u.Bias {
+			y = graph.Add(y, m.Expand(convert(r.parameter(p), dtype), y.Rank()))
+		}
+	}
+	return y
 }
 
 // base builds the module as the model did, on in instead of its own input.
