@@ -22,8 +22,6 @@ func TestConformance(t *testing.T) {
 		"pissa":             {Config: lora.LoraConfig{R: 2, InitLoraWeights: lora.InitPissa, LoraDropout: 0.1}},
 		"pissa and dora":    {Config: lora.LoraConfig{R: 2, InitLoraWeights: lora.InitPissaNiter(4), UseDora: true}},
 		"olora":             {Config: lora.LoraConfig{R: 2, InitLoraWeights: lora.InitOlora, UseRSLoRA: true}},
-		"loftq":             {Config: lora.LoraConfig{R: 2, InitLoraWeights: lora.InitLoftq}},
-		"orthogonal":        {Config: lora.LoraConfig{R: 4, InitLoraWeights: lora.InitOrthogonal}},
 		"modules_to_save":   {Config: lora.LoraConfig{R: 2, ModulesToSave: peft.Strings{"lm_head", "norm"}}, Alone: true},
 		"target_parameters": {Config: lora.LoraConfig{R: 2, TargetModules: peft.Modules("v_proj"), TargetParameters: []string{"q_proj.weight"}}},
 	} {

@@ -31,6 +31,7 @@ import (
 //	‖w + s·b A‖² = ‖w‖² + 2 s·b·(A w) + s²·b (A Aᵀ) bᵀ
 //
 // needs ‖w‖², which is a constant of the base, W·Aᵀ with r columns, and A·Aᵀ [r, r].
+// (On a GPU XLA rounds the operands of A·Aᵀ, the smallest term, to 10 bits.)
 // Nothing large is subtracted here: as long as the row does not shrink to a small part of
 // itself, n is as exact as the terms.
 
