@@ -2,7 +2,6 @@ package models
 
 import (
 	"io"
-	"slices"
 
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
@@ -48,10 +47,7 @@ func (m *Model) TaskType() string {
 func (m *Model) CacheShape() site.CacheShape { return m.arch.CacheShape() }
 
 // Head is the projection onto the vocabulary.
-func (m *Model) Head() site.Module {
-	modules := m.arch.Modules()
-	return modules[slices.IndexFunc(modules, func(m site.Module) bool { return m.Head })]
-}
+func (m *Model) Head() site.Module { return headOf(m.arch) }
 
 // Hidden builds the model up to and including the final norm: [batch, length,
 // hidden] in p.DType.

@@ -123,6 +123,19 @@ func (b *Blocks) quantisedProduct(m site.Module, q quantisedWeight, x *graph.Nod
 	return product(x.Checkpoint()).StopCheckpoint()
 }
 
+// ParameterBytes is the memory that a parameter takes on the device: its values or codes,
+// and what a quantised one has besides, see [quant.Layout].
+func (m *core) ParameterBytes(p site.Parameter) (values, statistics int64) {
+	if q, ok := m.quantised[p.Name]; ok {
+		return layoutBytes(q.Layout)
+	}
+	return int64(p.Size()) * int64(m.dtype.Size()), 0
+}
+
+func layoutBytes(l quant.Layout) (values, statistics int64) {
+	return int64(l.Bytes() - l.Statistics()), int64(l.Statistics())
+}
+
 // ReadParameter implements [site.Reader].
 func (m *core) ReadParameter(name string, values []float32) (dtypes.DType, bool, error) {
 	q, ok := m.quantised[name]

@@ -15,6 +15,9 @@ import (
 // a part of the flat vector: joining large gradients would cost a second copy.
 const largeTensor = 4 << 20
 
+// IsLarge reports whether a tensor of size elements is an argument of its own.
+func IsLarge(size int) bool { return size > largeTensor }
+
 // maxTensor is beyond any real tensor: a rank of a billion is a mistake, to be
 // reported before memory runs out.
 const maxTensor = 1 << 36
@@ -41,7 +44,7 @@ func NewLayout(params []Param) (*Layout, error) {
 		l.index[p.Name] = i
 		if size := p.Size(); size <= 0 || size > maxTensor {
 			return nil, fmt.Errorf("peft: trainable tensor %q has shape %v", p.Name, p.Shape)
-		} else if size > largeTensor {
+		} else if IsLarge(size) {
 			l.offset[i] = -1 - len(l.large)
 			l.large = append(l.large, i)
 		} else {

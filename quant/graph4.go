@@ -38,6 +38,16 @@ func (t *Tensor4) Layout() Layout {
 	return l
 }
 
+// layout is what a weight quantised here has.
+func (f FourBit) layout(shape []int, dtype safetensors.DType) *layout4 {
+	l := &layout4{FourBit: f, shape: shape, dtype: dtype}
+	l.BlockSize = f.block()
+	if f.DoubleQuant {
+		l.nestedBlock = nestedBlock
+	}
+	return l
+}
+
 // Arrays implements [Stored].
 func (t *Tensor4) Arrays() []Array {
 	list := []Array{{"", dtypes.Uint8, []int{len(t.Packed)}, t.Packed}}
@@ -81,12 +91,16 @@ func (l *layout4) DType() safetensors.DType { return l.dtype }
 
 // Bytes implements [Layout].
 func (l *layout4) Bytes() int {
-	t := Tensor4{FourBit: l.FourBit, Shape: l.shape}
-	codes, blocks := (t.Size()+1)/2, t.Blocks()
+	return ((&Tensor4{Shape: l.shape}).Size()+1)/2 + l.Statistics()
+}
+
+// Statistics implements [Layout].
+func (l *layout4) Statistics() int {
+	blocks := (&Tensor4{FourBit: l.FourBit, Shape: l.shape}).Blocks()
 	if !l.DoubleQuant {
-		return codes + 4*blocks
+		return 4 * blocks
 	}
-	return codes + blocks + 4*((blocks+l.nestedBlock-1)/l.nestedBlock) + 4*256 + 4
+	return blocks + 4*((blocks+l.nestedBlock-1)/l.nestedBlock) + 4*256 + 4
 }
 
 // Restore implements [Layout].

@@ -45,7 +45,10 @@ func (l *layout8) Shape() []int { return l.shape }
 func (l *layout8) DType() safetensors.DType { return l.dtype }
 
 // Bytes implements [Layout].
-func (l *layout8) Bytes() int { return l.shape[0]*l.shape[1] + 4*l.shape[0] }
+func (l *layout8) Bytes() int { return l.shape[0]*l.shape[1] + l.Statistics() }
+
+// Statistics implements [Layout].
+func (l *layout8) Statistics() int { return 4 * l.shape[0] }
 
 // Restore implements [Layout].
 func (l *layout8) Restore(data func(name string) ([]byte, error)) (Stored, error) {

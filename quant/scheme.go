@@ -17,6 +17,8 @@ type Scheme interface {
 	// Skips reports whether the linear layer at path keeps its weight as it is. Heads do
 	// in any case, as with bitsandbytes.
 	Skips(path string) bool
+	// Layout is that of what Store returns for a weight of this shape and dtype.
+	Layout(shape []int, dtype safetensors.DType) Layout
 	// Store quantises one weight [out, in]; see [FourBit.Quantise].
 	Store(values []float32, shape []int, dtype safetensors.DType) (Stored, error)
 }
@@ -75,6 +77,19 @@ func endsIn(path string, ends []string) bool {
 	}
 	return false
 }
+
+// Layout implements [Scheme].
+func (s NF4) Layout(shape []int, dtype safetensors.DType) Layout {
+	return s.format().layout(shape, dtype)
+}
+
+// Layout implements [Scheme].
+func (s FP4) Layout(shape []int, dtype safetensors.DType) Layout {
+	return s.format().layout(shape, dtype)
+}
+
+// Layout implements [Scheme].
+func (s INT8) Layout(shape []int, dtype safetensors.DType) Layout { return &layout8{shape, dtype} }
 
 // Store implements [Scheme].
 func (s NF4) Store(values []float32, shape []int, dtype safetensors.DType) (Stored, error) {
@@ -137,8 +152,9 @@ type Layout interface {
 	Weight(array func(name string) *graph.Node, dtype dtypes.DType, tie *graph.Node) *graph.Node
 	// Restore is the inverse of [Stored].Arrays: data are the arrays' bytes.
 	Restore(data func(name string) ([]byte, error)) (Stored, error)
-	// Bytes is the memory of all arrays.
+	// Bytes is the memory of all arrays, Statistics that of all but the codes.
 	Bytes() int
+	Statistics() int
 }
 
 // Dequantised returns the values of a weight from the bytes of its arrays.

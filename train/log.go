@@ -42,6 +42,8 @@ type StepLog struct {
 	// weights and temporaries together, by XLA's own analysis. 0: another backend, and
 	// not written.
 	DeviceMemoryBytes int64 `json:"device_memory_bytes,omitempty"`
+	// PlannedMemoryBytes is what a [MemoryPlan] of the run's first step says of the same.
+	PlannedMemoryBytes int64 `json:"planned_memory_bytes,omitempty"`
 }
 
 // EvalLog is what is logged about an evaluation.

@@ -1,6 +1,7 @@
 package train
 
 import (
+	"fmt"
 	"path/filepath"
 	"time"
 )
@@ -26,9 +27,29 @@ func (r *run) logStep() error {
 	entry := &StepLog{
 		Loss: p.LossSum / float64(max(1, p.Targets)), LearningRate: p.LearningRate, GradNorm: p.GradNorm,
 		TokensPerSecond: float64(p.Tokens) / max(p.Seconds, 1e-9), PeakMemoryBytes: peakProcessMemory(), DeviceMemoryBytes: r.stepper.deviceMemory(),
+		PlannedMemoryBytes: r.planned,
 	}
 	*p = tally{}.Pending
 	return r.logRecord(LogRecord{StepLog: entry})
+}
+
+// compareMemory shows the plan of the run's first step beside what its program needs, where
+// both are known.
+func (r *run) compareMemory(micro []Batch) {
+	if r.planned != 0 || len(micro) > 1 {
+		return
+	}
+	compiled, err := r.stepper.programMemory()
+	if err != nil {
+		return
+	}
+	plan, err := r.planMemory(micro[0].Length)
+	if err != nil {
+		return
+	}
+	r.planned = plan.Total() - plan.Idle
+	r.progress.Print(fmt.Sprintf("device memory of a step on %d x %d tokens: planned %s, compiled %s",
+		plan.Batch, plan.Length, binarySize(r.planned), binarySize(compiled.Total())))
 }
 
 func (r *run) logRecord(entry LogRecord) error {

@@ -9,8 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/gopeft/gopeft/internal/backend"
 )
 
 // The files of an output folder beside the checkpoints.
@@ -27,6 +25,9 @@ type run struct {
 	tally    tally
 	log      *Logger
 	progress *Progress
+	// planned is the memory plan of the run's first step, beside log.jsonl's figure of the
+	// compiled program; 0: none.
+	planned int64
 	// stopped is true once a callback has asked for the end.
 	stopped bool
 	// saved is the step whose state the last checkpoint holds, -1 without; checkpoint
@@ -163,6 +164,7 @@ func (r *run) oneStep(ctx context.Context) error {
 		tokens += b.Tokens()
 	}
 	r.tally.add(result, lr, tokens, time.Since(start))
+	r.compareMemory(micro)
 	if r.state.step == 1 || r.state.step%r.args.LoggingSteps == 0 || r.state.step == r.maxSteps {
 		if err := r.logStep(); err != nil {
 			return err
@@ -319,20 +321,4 @@ func (r *run) result() *Result {
 		}
 	}
 	return result
-}
-
-// deviceMemory is what the largest program needs on its device, 0 where nobody knows.
-func (s *stepper) deviceMemory() int64 {
-	if !backend.IsXLA(s.base.Backend()) {
-		return 0
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var most int64
-	for _, exec := range s.execs {
-		if m, err := backend.CompiledMemory(exec); err == nil {
-			most = max(most, m.Total())
-		}
-	}
-	return most
 }

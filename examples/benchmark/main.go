@@ -50,6 +50,7 @@ func main() {
 	if r.Inputs > 0 {
 		fmt.Printf("%-12s %10.2f GiB inputs + %.2f GiB temporaries = %.2f GiB\n", "program", gib(r.Inputs), gib(r.Temporaries), gib(r.Inputs+r.Temporaries))
 	}
+	fmt.Printf("%-12s %10.2f GiB\n", "planned", gib(r.Planned))
 	fmt.Printf("%-12s %10.2f GiB\n", "host peak", gib(r.HostPeak))
 	line, err := json.Marshal(r)
 	if err != nil {

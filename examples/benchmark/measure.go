@@ -44,6 +44,8 @@ type result struct {
 	TokensPerSecond       float64
 	Trainable, Parameters int64
 	Inputs, Temporaries   int64 // of the compiled program; 0 on the Go backend
+	Results               int64 // likewise: the new values and moments
+	Planned               int64 // train.MemoryPlan's figure for Inputs and Temporaries
 	HostPeak              int64
 	Loss                  float64
 }
@@ -98,8 +100,13 @@ func measure(ctx context.Context, s settings) (result, error) {
 		return r, err
 	}
 	if m, err := trainer.ProgramMemory(); err == nil {
-		r.Inputs, r.Temporaries = m.Inputs, m.Temporaries
+		r.Inputs, r.Temporaries, r.Results = m.Inputs, m.Temporaries, m.Results
 	}
+	plan, err := trainer.MemoryPlan()
+	if err != nil {
+		return r, err
+	}
+	r.Planned = plan.Program()
 	slices.Sort(clock.steps)
 	median := clock.steps[len(clock.steps)/2]
 	r.MedianMS, r.FastestMS = median.Seconds()*1e3, clock.steps[0].Seconds()*1e3
