@@ -48,6 +48,7 @@ var ownCases = []struct{ name, family, options string }{
 var methods = []struct{ name, family, options string }{
 	{"miss", "llama", `{"peft_type": "MISS", "r": 6, "miss_dropout": 0.1, "target_modules": "all-linear"}`},
 	{"miss_bat", "llama_bias", `{"peft_type": "MISS", "r": 8, "init_weights": "bat", "target_modules": ["q_proj", "down_proj"]}`},
+	{"miss_biases", "llama_bias", `{"peft_type": "MISS", "r": 4, "bias": "MiSS_only", "target_modules": ["q_proj", "down_proj"]}`},
 	{"miss_mini", "llama", `{"peft_type": "MISS", "r": 4, "mini_r": 8, "init_weights": "mini", "target_modules": ["q_proj", "v_proj"]}`},
 	{"adalora", "llama", `{"peft_type": "ADALORA", "init_r": 4, "target_r": 1, "total_step": 8, "tinit": 1, "tfinal": 2, "target_modules": "all-linear"}`},
 	{"adalora_unpruned", "llama_bias", `{"peft_type": "ADALORA", "init_r": 4, "total_step": 90, "tinit": 30, "target_r": 2, "lora_dropout": 0.1, "target_modules": ["q_proj", "down_proj"]}`},
