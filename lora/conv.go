@@ -71,7 +71,7 @@ func (l layer) pointwise(x, B *graph.Node) *graph.Node {
 	groups := l.Conv.Groups
 	last := x.Rank() - 1
 	if !l.Conv.ChannelsLast {
-		x = graph.TransposeAllDims(x, rotated(x.Rank(), 1, last)...)
+		x = graph.TransposeAllAxes(x, rotated(x.Rank(), 1, last)...)
 	}
 	spatial := x.Shape().Clone().Dimensions[:last]
 	x = graph.Reshape(x, -1, groups, l.r/groups)
@@ -79,7 +79,7 @@ func (l layer) pointwise(x, B *graph.Node) *graph.Node {
 	y := graphx.Dot(x, []int{2}, []int{1}, B, []int{2}, []int{0}) // [groups, positions, out/groups]
 	y = graph.Reshape(graph.Transpose(y, 0, 1), append(append([]int{}, spatial...), l.Out)...)
 	if !l.Conv.ChannelsLast {
-		y = graph.TransposeAllDims(y, rotated(y.Rank(), last, 1)...)
+		y = graph.TransposeAllAxes(y, rotated(y.Rank(), last, 1)...)
 	}
 	return y
 }

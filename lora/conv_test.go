@@ -47,7 +47,7 @@ func openConvolution(t *testing.T, dir string, gomlx bool) *convolution {
 
 // permuted copies a tensor with other axes.
 func permuted(t *testing.T, x *tensors.Tensor, axes []int) *tensors.Tensor {
-	exec := graph.MustNewExec(backendtest.Open(t), func(x *graph.Node) *graph.Node { return graph.TransposeAllDims(x, axes...) })
+	exec := graph.MustNewExec(backendtest.Open(t), func(x *graph.Node) *graph.Node { return graph.TransposeAllAxes(x, axes...) })
 	defer exec.Finalize()
 	out, err := exec.Call(x)
 	require.NoError(t, err)
