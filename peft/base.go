@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/tensors"
 
@@ -83,11 +84,53 @@ func copyFloats(t *tensors.Tensor, values []float32) error {
 	defer copying.Unlock()
 	wasLocal := t.IsLocal()
 	var decodeErr error
+	if !wasLocal && t.IsOnAnyDevice() {
+		// Programs may be reading the tensor: it must not be given a copy on the host.
+		flat, err := deviceValues(t)
+		if err != nil {
+			return err
+		}
+		return safetensors.DecodeFloat32s(values, dtypes.UnsafeByteSliceFromAny(flat), fileDType)
+	}
 	err := t.ConstBytes(func(data []byte) { decodeErr = safetensors.DecodeFloat32s(values, data, fileDType) })
 	if !wasLocal && t.IsOnAnyDevice() {
 		t.FinalizeLocal()
 	}
 	return errors.Join(err, decodeErr)
+}
+
+// deviceValues copies a tensor from its device and leaves the tensor as it is.
+func deviceValues(t *tensors.Tensor) (any, error) {
+	backend, err := t.Backend()
+	if err != nil {
+		return nil, err
+	}
+	device, err := t.Device()
+	if err != nil {
+		return nil, err
+	}
+	buffer, err := t.Buffer(backend, device)
+	if err != nil {
+		return nil, err
+	}
+	flat := dtypes.MakeAnySlice(t.DType(), t.Size())
+	return flat, buffer.ToFlatData(flat)
+}
+
+// settle puts values on the backend before they are published: GoMLX would do it at their
+// first use, while others look at them. Without a backend they stay on the host.
+func settle(on compute.Backend, lists ...[]*tensors.Tensor) error {
+	if on == nil {
+		return nil
+	}
+	for _, list := range lists {
+		for _, t := range list {
+			if err := t.MaterializeOnDevice(on, true, 0); err != nil {
+				return fmt.Errorf("peft: adapter values: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 // equalRounded reports whether theirs rounds to ours in the dtype that ours were stored in.

@@ -232,6 +232,9 @@ func (s *adapterSet) add(name string, na *namedAdapter) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
+	if err := settle(s.base.Backend(), na.arguments, na.constants); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.adapters[name]; ok {
@@ -307,6 +310,9 @@ func (pm *PeftModel) Values(name string) ([]*tensors.Tensor, error) {
 // SetValues replaces the named adapter's values. The model owns the tensors from
 // then on. Programs that are running keep the old ones.
 func (pm *PeftModel) SetValues(name string, arguments []*tensors.Tensor) error {
+	if err := settle(pm.set.base.Backend(), arguments); err != nil {
+		return err
+	}
 	pm.set.mu.Lock()
 	defer pm.set.mu.Unlock()
 	na, err := pm.live(name)
@@ -322,6 +328,9 @@ func (pm *PeftModel) SetValues(name string, arguments []*tensors.Tensor) error {
 
 // SetConstants replaces the named adapter's constants, see [Param.Frozen].
 func (pm *PeftModel) SetConstants(name string, constants []*tensors.Tensor) error {
+	if err := settle(pm.set.base.Backend(), constants); err != nil {
+		return err
+	}
 	pm.set.mu.Lock()
 	defer pm.set.mu.Unlock()
 	na, err := pm.live(name)

@@ -40,6 +40,9 @@ func (pm *PeftModel) SwapAdapter(name, dir string) error {
 		}
 		return fmt.Errorf("peft: swap adapter %q for %q: %w", name, dir, err)
 	}
+	if err := settle(pm.set.base.Backend(), next.arguments, next.constants); err != nil {
+		return err
+	}
 	pm.set.mu.Lock()
 	defer pm.set.mu.Unlock()
 	na, err := pm.live(name)
