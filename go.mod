@@ -3,6 +3,7 @@ module github.com/gopeft/gopeft
 go 1.26.5
 
 require (
+	github.com/alecthomas/kong v1.17.0
 	github.com/dlclark/regexp2 v1.12.0
 	github.com/edsrzf/mmap-go v1.2.0
 	github.com/gomlx/compute v0.1.3
@@ -19,7 +20,9 @@ require (
 	k8s.io/klog/v2 v2.140.0
 )
 
+
 require (
+	github.com/alecthomas/kong v1.17.0
 	codeberg.org/go-fonts/liberation v0.5.0 // indirect
 	codeberg.org/go-latex/latex v0.2.0 // indirect
 	codeberg.org/go-pdf/fpdf v0.11.1 // indirect

@@ -14,6 +14,7 @@ import (
 	"github.com/gopeft/gopeft/internal/backend"
 	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
+	"github.com/gopeft/gopeft/internal/geometry"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
@@ -25,7 +26,7 @@ const gib = 1 << 30
 
 func blueprint(t testing.TB, config string, scheme quant.Scheme) *models.Blueprint {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join("..", "examples", "benchmark", "configs", config+".json"))
+	data, err := geometry.Read(context.Background(), config)
 	require.NoError(t, err)
 	b, err := models.NewBlueprint(data, models.Options{Quantization: scheme})
 	require.NoError(t, err)
@@ -168,7 +169,7 @@ func TestMemoryPlanFamilies(t *testing.T) {
 }
 
 func ExamplePlanMemory() {
-	config, err := os.ReadFile("../examples/benchmark/configs/llama-2-7b.json")
+	config, err := geometry.Read(context.Background(), "llama-2-7b") // config.json of any model
 	if err != nil {
 		panic(err)
 	}

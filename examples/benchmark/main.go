@@ -15,13 +15,15 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/gopeft/gopeft/internal/backend"
+	"github.com/gopeft/gopeft/internal/geometry"
 )
 
 func main() {
 	s := settings{}
-	flag.StringVar(&s.Config, "config", "smollm2-135m", "a config.json, or one of llama-2-7b, llama-3.2-1b, smollm2-135m")
+	flag.StringVar(&s.Config, "config", "smollm2-135m", "a config.json, a folder, a hub id, or one of "+strings.Join(geometry.Names(), ", "))
 	flag.StringVar(&s.Backend, "backend", "", "backend: go, xla:cpu, xla:cuda, ... (default: GOMLX_BACKEND, else the best installed)")
 	flag.IntVar(&s.Rank, "r", 8, "LoRA rank")
 	flag.StringVar(&s.Targets, "targets", "q_proj,v_proj", "LoRA targets, or all-linear")

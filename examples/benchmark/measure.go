@@ -2,25 +2,21 @@ package main
 
 import (
 	"context"
-	"embed"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/gopeft/gopeft/internal/backend"
+	"github.com/gopeft/gopeft/internal/geometry"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/quant"
 	"github.com/gopeft/gopeft/train"
 )
-
-//go:embed configs
-var configs embed.FS
 
 // settings is one measurement; the flags of the command.
 type settings struct {
@@ -56,7 +52,7 @@ func measure(ctx context.Context, s settings) (result, error) {
 	if s.Steps < 1 || s.Warmup < 1 {
 		return r, fmt.Errorf("-steps and -warmup: want at least 1, got %d and %d", s.Steps, s.Warmup)
 	}
-	config, err := readConfig(s.Config)
+	config, err := geometry.Read(ctx, s.Config)
 	if err != nil {
 		return r, err
 	}
@@ -124,21 +120,6 @@ func (s settings) method() peft.Config {
 		targets = peft.Modules(strings.Split(s.Targets, ",")...)
 	}
 	return lora.LoraConfig{R: s.Rank, LoraAlpha: 32, LoraDropout: s.Dropout, TargetModules: targets}
-}
-
-// readConfig reads a file, or one of the embedded configurations by its name.
-func readConfig(name string) ([]byte, error) {
-	if data, err := configs.ReadFile("configs/" + name + ".json"); err == nil {
-		return data, nil
-	}
-	if info, err := os.Stat(name); err == nil && info.IsDir() {
-		name = filepath.Join(name, "config.json")
-	}
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return nil, fmt.Errorf("configuration: %w", err)
-	}
-	return data, nil
 }
 
 // randomTokens is a data set of full rows, so that no step pads.

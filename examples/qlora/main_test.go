@@ -1,0 +1,61 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gopeft/gopeft/internal/backend"
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
+	"github.com/gopeft/gopeft/peft"
+)
+
+func TestRun(t *testing.T) {
+	name := os.Getenv("GOPEFT_TEST_BACKEND")
+	if name == "" {
+		name = "go"
+	}
+	out := t.TempDir()
+	var printed bytes.Buffer
+	require.NoError(t, run(context.Background(), []string{"-backend", name, "-out", out, "-steps", "8", "-r", "4"}, &printed, io.Discard))
+	text := printed.String()
+	require.Contains(t, text, "quantisation statistics")
+	if backend.IsXLA(backendtest.Open(t)) {
+		require.Regexp(t, `planned\s+compiled\n`, text)
+	} else {
+		require.Contains(t, text, "does not say what its programs need")
+	}
+	found := regexp.MustCompile(`\nloss before=(\S+) after=(\S+)\nadapter (.+)\n$`).FindStringSubmatch(text)
+	require.NotNil(t, found, text)
+	before, err := strconv.ParseFloat(found[1], 64)
+	require.NoError(t, err)
+	after, err := strconv.ParseFloat(found[2], 64)
+	require.NoError(t, err)
+	require.Less(t, after, before/2)
+
+	require.Equal(t, filepath.Join(out, "adapter"), found[3])
+	model, err := options{backend: name}.load(context.Background())
+	require.NoError(t, err)
+	defer model.Close()
+	_, err = peft.LoadAdapter(model, found[3])
+	require.NoError(t, err)
+}
+
+func TestBadFlags(t *testing.T) {
+	dir := t.TempDir()
+	_, err := parse([]string{"-out", dir, "more"}, io.Discard)
+	require.EqualError(t, err, `unexpected argument "more"`)
+	_, err = parse([]string{"-out", dir, "-data", filepath.Join(dir, "no.jsonl")}, io.Discard)
+	require.ErrorIs(t, err, os.ErrNotExist)
+	file := filepath.Join(dir, "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o666))
+	_, err = parse([]string{"-out", file}, io.Discard)
+	require.ErrorContains(t, err, "-out: ")
+}
