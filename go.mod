@@ -22,7 +22,6 @@ require (
 
 
 require (
-	github.com/alecthomas/kong v1.17.0
 	codeberg.org/go-fonts/liberation v0.5.0 // indirect
 	codeberg.org/go-latex/latex v0.2.0 // indirect
 	codeberg.org/go-pdf/fpdf v0.11.1 // indirect
