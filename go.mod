@@ -20,7 +20,6 @@ require (
 	k8s.io/klog/v2 v2.140.0
 )
 
-
 require (
 	codeberg.org/go-fonts/liberation v0.5.0 // indirect
 	codeberg.org/go-latex/latex v0.2.0 // indirect
