@@ -235,7 +235,7 @@ func (a *boft) Describe(m site.Module) []peft.Setting {
 func (a *boft) Input(u *peft.Use, x *graph.Node) *graph.Node {
 	l := a.byPath[u.Site.Path]
 	all := graph.Reshape(u.Value(boftBlocks), l.factors*l.n, l.b, l.b)
-	q := graph.MulScalar(graph.Sub(all, graph.TransposeAllDims(all, 0, 2, 1)), 0.5)
+	q := graph.MulScalar(graph.Sub(all, graph.TransposeAllAxes(all, 0, 2, 1)), 0.5)
 	r := cayley(q)
 	for i := l.factors - 1; i >= 0; i-- {
 		blocks := graph.Slice(r, graph.AxisRange(i*l.n, (i+1)*l.n))
@@ -264,7 +264,7 @@ func (l boftLayer) shuffle(x *graph.Node, i int, forth bool) *graph.Node {
 		axes = append(axes, k)
 	}
 	axes = append(axes, last+2, last+1, last+3)
-	return graph.Reshape(graph.TransposeAllDims(graph.Reshape(x, cut...), axes...), dims...)
+	return graph.Reshape(graph.TransposeAllAxes(graph.Reshape(x, cut...), axes...), dims...)
 }
 
 // hostShuffle is shuffle of one row.

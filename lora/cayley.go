@@ -113,7 +113,7 @@ func rotate(x, r, keep *graph.Node) *graph.Node {
 		for i := range last - 1 {
 			axes = append(axes, i+1)
 		}
-		turned = graph.TransposeAllDims(turned, append(axes, 0, last)...)
+		turned = graph.TransposeAllAxes(turned, append(axes, 0, last)...)
 	}
 	if keep != nil {
 		shape := slices.Repeat([]int{1}, last+1)

@@ -9,5 +9,9 @@
 // pissa.go, olora.go, orthogonal.go, loftq.go, eva.go, corda.go for initialisations.
 // Options, names and files are those of Hugging Face's peft.
 //
-// Importing the package registers the method "LORA" with peft.LoadAdapter.
+// Its relatives live here too, each in a file of its name: AdaLoRA, VeRA, LoHa, LoKr,
+// MiSS, and the orthogonal methods OFT and BOFT; docs/methods.md describes them. Adapters
+// of these methods can be combined (combine.go) and turned into LoRAs (convert.go).
+//
+// Importing the package registers all of them with peft.LoadAdapter.
 package lora

@@ -138,7 +138,7 @@ func rounded(t *testing.T, dtype dtypes.DType, factor float64) float64 {
 	})
 	require.NoError(t, err)
 	defer e.Finalize()
-	out, err := e.Exec(float32(1))
+	out, err := e.Call(float32(1))
 	require.NoError(t, err)
 	return float64(tensors.ToScalar[float32](out[0]))
 }

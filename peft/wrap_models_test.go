@@ -61,7 +61,7 @@ func byHand(scope *model.Scope, in []*Node) []*Node {
 	heads := Einsum("bsd,dhk->bshk", x, weight("split", 4, 2, 3)) // to heads
 	x = Add(x, Einsum("bshk,hkd->bsd", heads, weight("merge", 2, 3, 4)))
 	left := Dot(weight("left", 5, 4), x).General([]int{1}, nil, []int{2}, nil) // [5, batch, length]
-	x = TransposeAllDims(left, 1, 2, 0)
+	x = TransposeAllAxes(left, 1, 2, 0)
 	x = Dot(Tanh(x), Transpose(weight("back", 6, 5), 0, 1)).General([]int{2}, nil, []int{0}, nil)
 	return []*Node{Add(x, Reshape(weight("shift", 6), 1, 1, 6))}
 }

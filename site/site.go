@@ -133,7 +133,7 @@ func (m Module) Stored(w *graph.Node) *graph.Node {
 	for i := 2; i < w.Rank(); i++ {
 		axes = append(axes, i)
 	}
-	return graph.TransposeAllDims(w, append(axes, 1, 0)...)
+	return graph.TransposeAllAxes(w, append(axes, 1, 0)...)
 }
 
 // Unstored turns a weight from the orientation that the base stores into PyTorch's.
@@ -145,7 +145,7 @@ func (m Module) Unstored(w *graph.Node) *graph.Node {
 	for i := range w.Rank() - 2 {
 		axes = append(axes, i)
 	}
-	return graph.TransposeAllDims(w, axes...)
+	return graph.TransposeAllAxes(w, axes...)
 }
 
 // Expand reshapes a vector over the output features or channels so that it can be added

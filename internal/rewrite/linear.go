@@ -220,5 +220,5 @@ func transpose(x *graph.Node, axes []int) *graph.Node {
 	if slices.IsSorted(axes) {
 		return x
 	}
-	return graph.TransposeAllDims(x, axes...)
+	return graph.TransposeAllAxes(x, axes...)
 }
