@@ -1,6 +1,7 @@
 package adapters_test
 
 import (
+	"math"
 	"path/filepath"
 	"testing"
 
@@ -93,9 +94,9 @@ func TestTrainableTokensChangeTheirRowsOnly(t *testing.T) {
 			before, after := basetest.Evaluate(t, plain, untouched, untouched).Logits, basetest.Evaluate(t, pm, untouched, untouched).Logits
 			for i := range before {
 				if column := i % 64; column != 40 && column != 5 && column != 9 || name == "llama" {
-					require.Equal(t, before[i], after[i], i)
+					require.InDelta(t, before[i], after[i], 1e-5, i) // two programs
 				} else {
-					require.NotEqual(t, before[i], after[i], i)
+					require.Greater(t, math.Abs(float64(before[i]-after[i])), 1e-3, i)
 				}
 			}
 		})

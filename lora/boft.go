@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"strconv"
 
-	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/graph"
 	"gonum.org/v1/gonum/mat"
 
@@ -240,17 +239,18 @@ func (a *boft) Input(u *peft.Use, x *graph.Node) *graph.Node {
 	for i := l.factors - 1; i >= 0; i-- {
 		blocks := graph.Slice(r, graph.AxisRange(i*l.n, (i+1)*l.n))
 		keep := keepBlocks(u, "factor"+strconv.Itoa(i), a.config.BoftDropout/float64(l.factors), l.n)
-		x = l.shuffle(rotate(l.shuffle(x, i, true), blocks, keep), i, false)
+		if i == 0 { // nothing to shuffle
+			return rotate(x, blocks, keep)
+		}
+		x = rotate(apart(l.shuffle(x, i, true), blocks), blocks, keep)
+		x = l.shuffle(apart(x, blocks), i, false)
 	}
 	return x
 }
 
 // shuffle is x·P_i, or back with P_iᵀ. P_i (block_butterfly_perm in peft/tuners/boft/layer.py)
-// cuts each stretch of 2^i blocks into half blocks and puts those of even index first.
+// cuts each stretch of 2^i blocks into half blocks and puts those of even index first. For i = 0 that is how they are.
 func (l boftLayer) shuffle(x *graph.Node, i int, forth bool) *graph.Node {
-	if i == 0 {
-		return x // two half blocks: the even one is first already
-	}
 	dims := x.Shape().Dimensions
 	last := len(dims) - 1
 	halves := 1 << i // of even index in a stretch, and as many of odd
@@ -372,8 +372,7 @@ func (a outputScale) Output(u *peft.Use, y *graph.Node) *graph.Node {
 	if !u.Site.Bias {
 		return graph.Mul(y, s)
 	}
-	nothing := graph.Zeros(y.Graph(), shapes.Make(u.X.DType(), 1, u.Site.In))
-	bias := graph.ExpandLeftToRank(graph.Squeeze(u.Site.Base(nothing), 0), y.Rank())
+	bias := graph.ExpandLeftToRank(u.Site.BiasValue(), y.Rank())
 	return graph.Add(graph.Mul(graph.Sub(y, bias), s), bias)
 }
 

@@ -123,6 +123,15 @@ func rotate(x, r, keep *graph.Node) *graph.Node {
 	return graph.Add(x, graph.Reshape(turned, dims...))
 }
 
+// apart is x. XLA's compiler does not end where a permutation of the inputs meets a rotation,
+// in the forward or in the backward pass: this keeps the two apart.
+func apart(x, on *graph.Node) *graph.Node {
+	on = graph.StopGradient(on)
+	return graph.IdentityWithCustomGradient(graph.SchedulingBarrier(x, on), func(_, v *graph.Node) *graph.Node {
+		return graph.SchedulingBarrier(v, on)
+	})
+}
+
 // keepBlocks draws which of n blocks each row of the batch keeps in training: 0 or 1
 // [rows, n], nil for all. (peft draws once for the whole batch. Here splitting a batch changes
 // nothing.)

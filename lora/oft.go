@@ -135,7 +135,7 @@ func decodeOft(data []byte) (peft.Config, error) {
 	common, err := peft.DecodeFields(data, &c)
 	if err == nil {
 		c.PeftConfig = common
-		err = c.checkFile(data)
+		err = c.readOld(data)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("oft: %w", err)
@@ -143,8 +143,9 @@ func decodeOft(data []byte) (peft.Config, error) {
 	return c, nil
 }
 
-// checkFile refuses files of older versions of peft, which mean something else.
-func (c OftConfig) checkFile(data []byte) error {
+// readOld refuses files of older versions of peft that mean something else. Before there was
+// use_cayley_neumann the transform was exact. (peft reads such files as if it were on.)
+func (c *OftConfig) readOld(data []byte) error {
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(data, &keys); err != nil {
 		return err
@@ -158,6 +159,8 @@ func (c OftConfig) checkFile(data []byte) error {
 		return errors.New("r and oft_block_size are 0, want one of both")
 	case neumann && c.UseCayleyNeumann == On && olderThan(c.Version, 0, 18):
 		return fmt.Errorf("use_cayley_neumann with peft_version %q: the series was another one before 0.18.0", c.Version)
+	case !neumann && c.Version != "" && olderThan(c.Version, 0, 18):
+		c.UseCayleyNeumann = Off
 	}
 	return nil
 }

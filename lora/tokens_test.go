@@ -1,6 +1,7 @@
 package lora_test
 
 import (
+	"math"
 	"path/filepath"
 	"testing"
 
@@ -91,9 +92,9 @@ func TestTrainableTokenIndicesOfTiedModulesApart(t *testing.T) {
 	was, is := basetest.Evaluate(t, plain, ids, ids).Logits, basetest.Evaluate(t, pm, ids, ids).Logits
 	for i := range was {
 		if column := i % 64; column == 5 || column == 7 || column == 9 {
-			require.NotEqual(t, was[i], is[i], i)
+			require.Greater(t, math.Abs(float64(was[i]-is[i])), 1e-3, i)
 		} else { // the embedding's rows did not move
-			require.Equal(t, was[i], is[i], i)
+			require.InDelta(t, was[i], is[i], 1e-5, i) // two programs
 		}
 	}
 	dir := filepath.Join(t.TempDir(), "adapter")

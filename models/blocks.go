@@ -62,6 +62,7 @@ func (b *Blocks) apply(path string, x *Node, base func(m site.Module, x *Node) *
 		X:            x,
 		Base:         func(x *Node) *Node { return base(m, x) },
 		FrozenWeight: func() *Node { return b.frozen(m.Weight()) },
+		BiasValue:    func() *Node { return b.Weight(m.BiasName()) },
 	}
 	if with != nil {
 		s.With = func(x, weight *Node) *Node { return with(m, x, weight) }

@@ -258,9 +258,8 @@ func (t *tokenRows) columns(u *Use, rows, x *graph.Node) *graph.Node {
 	same := graph.Equal(graph.Iota(g, shape, 1), graph.BroadcastToShape(graph.InsertAxes(t.indices(g), -1), shape))
 	places := graph.ConvertDType(same, trained.DType())
 	placed := graphx.MatMul(trained, places)
-	if u.Site.Bias { // what the module makes of zero
-		zero := graph.Zeros(g, shapes.Make(x.DType(), 1, t.features()))
-		placed = graph.Add(placed, graph.ExpandLeftToRank(graph.Squeeze(u.Module(zero), 0), placed.Rank()))
+	if u.Site.Bias {
+		placed = graph.Add(placed, graph.ExpandLeftToRank(u.Site.BiasValue(), placed.Rank()))
 	}
 	column := graph.ReduceMax(places, 0)
 	replaced := graph.ExpandLeftToRank(graph.GreaterThan(column, graph.ZerosLike(column)), base.Rank())

@@ -192,6 +192,9 @@ type Site struct {
 	// FrozenWeight returns the base's weight in the pass's compute dtype, as
 	// stored ([out, in], or [in, out] when Transposed), cut off from gradients.
 	FrozenWeight func() *graph.Node
+	// BiasValue returns the module's bias, [out], as the hook leaves it, in the pass's dtype.
+	// It must not be called if the module has none.
+	BiasValue func() *graph.Node
 	// With builds the module on any input with another weight and without its bias: x·Wᵀ,
 	// the rows of W, or the convolution with the base's strides, padding, dilations and
 	// groups. weight is as stored, in the pass's dtype; its outputs may be of another

@@ -120,6 +120,16 @@ func (r *rewriter) parameter(n *graph.Node) *graph.Node {
 	return value
 }
 
+// named is the value of a parameter by name.
+func (r *rewriter) named(name string) *graph.Node {
+	for n, other := range r.search.parameters {
+		if other == name {
+			return r.parameter(n)
+		}
+	}
+	panic(fmt.Errorf("the model reads no parameter %q", name))
+}
+
 // site asks the hook for the output of one use of a module.
 func (r *rewriter) site(u *use) *graph.Node {
 	m, _ := r.module(u.Use)
@@ -146,7 +156,8 @@ func (r *rewriter) site(u *use) *graph.Node {
 		}
 		return unchanged
 	}
-	y := pass.Apply(&site.Site{Module: m, X: x, Base: base, FrozenWeight: frozen,
+	bias := func() *graph.Node { return graph.Reshape(convert(r.named(m.BiasName()), dtype), m.Out) }
+	y := pass.Apply(&site.Site{Module: m, X: x, Base: base, FrozenWeight: frozen, BiasValue: bias,
 		With: func(in, weight *graph.Node) *graph.Node {
 			if in.DType().IsFloat() {
 				in = convert(in, dtype)
