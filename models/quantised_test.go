@@ -97,7 +97,9 @@ func TestQuantisedCheckpointErrors(t *testing.T) {
 		want string
 	}{
 		"no absmax": {func(l []safetensors.Tensor) []safetensors.Tensor { return without(l, weight+".absmax") }, `there is no tensor "` + weight + `.absmax"`},
-		"no state":  {func(l []safetensors.Tensor) []safetensors.Tensor { return without(l, weight+".quant_state.bitsandbytes__nf4") }, "of the wrong shape or dtype"},
+		"no state": {func(l []safetensors.Tensor) []safetensors.Tensor {
+			return without(l, weight+".quant_state.bitsandbytes__nf4")
+		}, "of the wrong shape or dtype"},
 		"truncated codes": {func(l []safetensors.Tensor) []safetensors.Tensor {
 			for i := range l {
 				if l[i].Name == weight {
