@@ -75,7 +75,8 @@ fi
 
 suite() {
   check "$1" TestPythonAdapters TestGoAdapters
-  [ -z "$have_assets" ] || check "$1" TestStoriesTraining
+  check "$1" TestPythonReadsQuantised
+  [ -z "$have_assets" ] || check "$1" TestStoriesTraining TestStoriesNF4
 }
 if wants go; then
   stage "adapters both ways, training runs: Go backend"
@@ -86,7 +87,7 @@ if wants xla && [ -n "$PLUGIN" ]; then
   suite "xla:$PLUGIN"
   if [ -n "$smollm2" ] && [ -n "$have_assets" ]; then
     stage "a real chat model: XLA:CPU"
-    check "xla:$PLUGIN" TestSmolLM2
+    check "xla:$PLUGIN" TestSmolLM2 TestSmolLM2NF4
   fi
 fi
 

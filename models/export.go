@@ -64,56 +64,83 @@ func (m *core) exportAs(ctx context.Context, dir string, tok *tokenizer.Tokenize
 }
 
 func (m *core) exportTo(ctx context.Context, dir string, tok *tokenizer.Tokenizer, as exported, edit func(site.Parameter, []float32) (bool, error)) error {
-	if m.folder.holds(dir) {
-		return errors.New("the model was loaded from this folder: wanted another one")
-	}
-	if err := holdsOnlyModel(dir); err != nil {
+	if err := m.mayReplace(dir); err != nil {
 		return err
 	}
-	src := source(storeSource{m})
-	if m.folder != nil {
-		opened, err := m.tensors()
-		if err != nil {
-			return err
-		}
-		defer opened.Close()
-		src = opened
+	src, err := m.exportSource()
+	if err != nil {
+		return err
 	}
+	defer src.Close()
 	parameters := as.network.Parameters()
 	list := make([]safetensors.Tensor, 0, len(parameters))
-	infos := make([]safetensors.TensorInfo, 0, cap(list))
 	for _, p := range parameters {
 		from := p.Name
 		if as.from != nil {
 			from = as.from(p.Name)
 		}
-		info, ok := src.Info(from)
-		if !ok {
-			return fmt.Errorf("parameter %q is no longer in the checkpoint", from)
+		t, err := copiedTensor(ctx, src, from, as.network, p, edit)
+		if err != nil {
+			return err
 		}
-		info.Name = storedName(as.network, p.Name)
-		list = append(list, safetensors.Tensor{Name: info.Name, DType: info.DType, Shape: info.Shape,
-			Data: func(w io.Writer) error {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				return writeTensor(w, src, from, p, info, edit)
-			}})
+		list = append(list, t)
+	}
+	return atomicfile.WriteDir(dir, func(part string) error {
+		if err := keepFiles(dir, part); err != nil {
+			return err
+		}
+		if err := m.writeConfigs(part, as.json, tok); err != nil {
+			return err
+		}
+		return writeWeights(part, list)
+	})
+}
+
+// mayReplace refuses a folder that a model must not be written to.
+func (m *core) mayReplace(dir string) error {
+	if m.folder.holds(dir) {
+		return errors.New("the model was loaded from this folder: wanted another one")
+	}
+	return holdsOnlyModel(dir)
+}
+
+// exportSource is where the tensors of an export come from.
+func (m *core) exportSource() (source, error) {
+	if m.folder == nil {
+		return storeSource{m}, nil
+	}
+	return m.tensors()
+}
+
+// copiedTensor is parameter p of n, to be read from a source and edited when it is written.
+func copiedTensor(ctx context.Context, src source, from string, n network, p site.Parameter, edit func(site.Parameter, []float32) (bool, error)) (safetensors.Tensor, error) {
+	info, ok := src.Info(from)
+	if !ok {
+		return safetensors.Tensor{}, fmt.Errorf("parameter %q is no longer in the checkpoint", from)
+	}
+	return safetensors.Tensor{Name: storedName(n, p.Name), DType: info.DType, Shape: info.Shape,
+		Data: func(w io.Writer) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return writeTensor(w, src, from, p, info, edit)
+		}}, nil
+}
+
+// writeWeights writes a model's tensors into a new folder, and compares what is there then.
+func writeWeights(dir string, list []safetensors.Tensor) error {
+	infos := make([]safetensors.TensorInfo, 0, len(list))
+	for _, t := range list {
+		info, err := t.Info()
+		if err != nil {
+			return err
+		}
 		infos = append(infos, info)
 	}
-	old := dir
-	return atomicfile.WriteDir(dir, func(dir string) error {
-		if err := keepFiles(old, dir); err != nil {
-			return err
-		}
-		if err := m.writeConfigs(dir, as.json, tok); err != nil {
-			return err
-		}
-		if err := safetensors.WriteSharded(dir, map[string]string{"format": "pt"}, list, safetensors.DefaultShardSize); err != nil {
-			return err
-		}
-		return safetensors.Verify(dir, infos)
-	})
+	if err := safetensors.WriteSharded(dir, map[string]string{"format": "pt"}, list, safetensors.DefaultShardSize); err != nil {
+		return err
+	}
+	return safetensors.Verify(dir, infos)
 }
 
 // keptFiles are what people and the hub add to a model folder, replacedFiles what a

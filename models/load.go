@@ -113,7 +113,7 @@ func (m *core) open(n network, name string, options Options) error {
 		scheme: options.Quantization, quantised: map[string]quantisedWeight{},
 	}
 	if m.scheme != nil {
-		if err := m.scheme.Validate(); err != nil {
+		if err := checkScheme(n, m.scheme); err != nil {
 			return err
 		}
 	}
@@ -177,6 +177,7 @@ func (m *core) uploadTensor(src source, p site.Parameter) error {
 		if err != nil {
 			return err
 		}
+		defer releaseStatistics(src, p.Name)
 		return m.setStored(module, stored)
 	}
 	if module, ok := m.quantises(p); ok {
@@ -195,6 +196,12 @@ func (m *core) uploadTensor(src source, p site.Parameter) error {
 		return err
 	}
 	return m.setParameter(p.Name, t)
+}
+
+func releaseStatistics(src source, weight string) {
+	for _, name := range quant.Statistics(src, weight) {
+		src.Release(name)
+	}
 }
 
 // aligned returns data at an address that suits its elements, which an unusual

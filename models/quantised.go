@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
@@ -12,6 +13,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/gopeft/gopeft/internal/safetensors"
+	"github.com/gopeft/gopeft/internal/suggest"
 	"github.com/gopeft/gopeft/quant"
 	"github.com/gopeft/gopeft/site"
 )
@@ -39,6 +41,29 @@ func quantisable(n network) map[string]site.Module {
 	return out
 }
 
+// checkScheme refuses settings that make no sense, and modules to skip that are none of n.
+func checkScheme(n network, scheme quant.Scheme) error {
+	if err := scheme.Validate(); err != nil {
+		return err
+	}
+	var linear []string
+	for _, m := range n.Modules() {
+		if m.Kind == site.Linear {
+			linear = append(linear, m.Path)
+		}
+	}
+	for _, skip := range scheme.Config().SkipModules {
+		if !slices.ContainsFunc(linear, func(path string) bool { return strings.HasSuffix("."+path, "."+skip) }) {
+			names := map[string]bool{}
+			for _, path := range linear {
+				names[path], names[path[strings.LastIndexByte(path, '.')+1:]] = true, true
+			}
+			return fmt.Errorf("quantization: module to skip %q is no linear layer%s", skip, suggest.DidYouMean(skip, sortedKeys(names)))
+		}
+	}
+	return nil
+}
+
 // quantises reports whether the model is to hold a parameter in few bits.
 func (m *core) quantises(p site.Parameter) (site.Module, bool) {
 	module, ok := quantisable(m.network)[p.Name]
@@ -47,17 +72,23 @@ func (m *core) quantises(p site.Parameter) (site.Module, bool) {
 
 // setQuantised makes the frozen variables of a weight, whose values are as stored.
 func (m *core) setQuantised(module site.Module, values []float32, dtype safetensors.DType) error {
+	values, dtype = quantisableValues(module, values, dtype)
+	stored, err := m.scheme.Store(values, module.WeightShape(), dtype)
+	if err != nil {
+		return err
+	}
+	return m.setStored(module, stored)
+}
+
+// quantisableValues returns a weight's values as [out, in], and the dtype they have then.
+func quantisableValues(module site.Module, values []float32, dtype safetensors.DType) ([]float32, safetensors.DType) {
 	if module.Transposed {
 		values = transposed(values, module.In, module.Out)
 	}
 	if dtype == safetensors.F64 {
 		dtype = safetensors.F32
 	}
-	stored, err := m.scheme.Store(values, module.WeightShape(), dtype)
-	if err != nil {
-		return err
-	}
-	return m.setStored(module, stored)
+	return values, dtype
 }
 
 func (m *core) setStored(module site.Module, stored quant.Stored) error {
@@ -152,13 +183,22 @@ func (m *core) ReadParameter(name string, values []float32) (dtypes.DType, bool,
 
 // quantisedValues fetches a quantised weight and decodes it, in the stored orientation.
 func (m *core) quantisedValues(name string, q quantisedWeight) ([]float32, error) {
-	values, err := quant.Dequantised(q.Layout, func(array string) (data []byte, err error) {
-		return storeBytes(m.store.GetVariable(site.VariablePath(arrayName(name, array))))
-	})
+	stored, err := m.fetch(name, q)
+	if err != nil {
+		return nil, err
+	}
+	values, err := stored.Dequantise()
 	if err == nil && q.flipped {
 		values = transposed(values, q.Shape()[0], q.Shape()[1])
 	}
 	return values, err
+}
+
+// fetch copies a quantised weight from the device.
+func (m *core) fetch(name string, q quantisedWeight) (quant.Stored, error) {
+	return q.Restore(func(array string) ([]byte, error) {
+		return storeBytes(m.store.GetVariable(site.VariablePath(arrayName(name, array))))
+	})
 }
 
 // dequantisedSource is a checkpoint whose weights are replaced by those that a quantised

@@ -115,22 +115,28 @@ func TestQuantisedCheckpointErrors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			require.NoError(t, os.CopyFS(dir, os.DirFS(filepath.Join(fixtures, "llama_nf4"))))
-			path := filepath.Join(dir, safetensors.SingleName)
-			f, err := safetensors.Open(path)
-			require.NoError(t, err)
-			var list []safetensors.Tensor
-			for _, name := range f.Names() {
-				info, _ := f.Info(name)
-				data, err := f.Bytes(name)
-				require.NoError(t, err)
-				list = append(list, safetensors.Tensor{Name: name, DType: info.DType, Shape: info.Shape, Bytes: append([]byte{}, data...)})
-			}
-			require.NoError(t, f.Close())
-			require.NoError(t, safetensors.Write(path, nil, c.edit(list)))
-			_, err = Load(t.Context(), dir, float32Options(t))
+			editTensors(t, dir, c.edit)
+			_, err := Load(t.Context(), dir, float32Options(t))
 			require.ErrorContains(t, err, c.want)
 		})
 	}
+}
+
+// editTensors writes a folder's weights anew.
+func editTensors(t testing.TB, dir string, edit func([]safetensors.Tensor) []safetensors.Tensor) {
+	t.Helper()
+	path := filepath.Join(dir, safetensors.SingleName)
+	f, err := safetensors.Open(path)
+	require.NoError(t, err)
+	var list []safetensors.Tensor
+	for _, name := range f.Names() {
+		info, _ := f.Info(name)
+		data, err := f.Bytes(name)
+		require.NoError(t, err)
+		list = append(list, safetensors.Tensor{Name: name, DType: info.DType, Shape: info.Shape, Bytes: append([]byte{}, data...)})
+	}
+	require.NoError(t, f.Close())
+	require.NoError(t, safetensors.Write(path, nil, edit(list)))
 }
 
 func without(list []safetensors.Tensor, name string) []safetensors.Tensor {

@@ -4,20 +4,27 @@ import (
 	"math"
 	"runtime"
 	"sync"
+	"sync/atomic"
 )
 
 // smallest stands in for a zero absmax in divisions, as in bitsandbytes.
 const smallest = 1e-38
 
 // quantise4 writes the codes of values, two a byte, and the absmax of each block. The
-// last block may be partial, and an odd number of values ends in an empty low half.
-func (c *code4) quantise4(values []float32, block int, packed []byte, absmax []float32) {
+// last block may be partial, and an odd number of values ends in an empty low half. It
+// reports whether all values are finite; if not, the rest means nothing.
+func (c *code4) quantise4(values []float32, block int, packed []byte, absmax []float32) bool {
+	var broken atomic.Bool
 	// Blocks have an even number of elements, so no byte belongs to two of them.
 	inParallel(len(absmax), func(from, to int) {
 		for b := from; b < to; b++ {
 			part := values[b*block : min((b+1)*block, len(values))]
 			largest := maxAbs(part)
 			absmax[b] = largest
+			if notFinite(largest) {
+				broken.Store(true)
+				return
+			}
 			if len(part) == block {
 				c.pack(part, 1/max(largest, smallest), packed[b*block/2:])
 			} else {
@@ -26,6 +33,7 @@ func (c *code4) quantise4(values []float32, block int, packed []byte, absmax []f
 			}
 		}
 	})
+	return !broken.Load()
 }
 
 // pack writes the codes of one full block.
@@ -66,7 +74,7 @@ func (c *code4) dequantise4(packed []byte, absmax []float32, block int, values [
 	})
 }
 
-// maxAbs is the largest magnitude.
+// maxAbs is the largest magnitude; NaN and infinity count as larger than any number.
 func maxAbs(values []float32) float32 {
 	var largest uint32
 	for _, v := range values {

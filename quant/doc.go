@@ -8,6 +8,8 @@
 // element in the high half. With double quantisation the absmax values are themselves
 // stored as bytes, in blocks of 256 around their mean.
 //
+// [INT8] rounds weights to float16 and then each row to 255 even levels.
+//
 // What is computed here equals bitsandbytes 0.50 on a CPU, one thread: codes, absmax,
 // nested codes and their statistics. (Its CUDA kernels round the nested codes and the
 // mean in another order; files of either load as they are.)

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/graph"
@@ -103,6 +102,26 @@ func (l *layout4) Statistics() int {
 	return blocks + 4*((blocks+l.nestedBlock-1)/l.nestedBlock) + 4*256 + 4
 }
 
+// Store implements [Layout].
+func (l *layout4) Store(values []float32) (Stored, error) {
+	if err := roundTo(l.dtype, values); err != nil {
+		return nil, err
+	}
+	return stored4(l.Quantise(values, l.shape, l.dtype))
+}
+
+// roundTo rounds values to what a dtype can hold.
+func roundTo(dtype safetensors.DType, values []float32) error {
+	if dtype == safetensors.F32 {
+		return nil
+	}
+	data := make([]byte, len(values)*dtype.Bits()/8)
+	if err := safetensors.EncodeFloat32s(data, values, dtype); err != nil {
+		return fmt.Errorf("quant: %w", err)
+	}
+	return safetensors.DecodeFloat32s(values, data, dtype)
+}
+
 // Restore implements [Layout].
 func (l *layout4) Restore(data func(name string) ([]byte, error)) (Stored, error) {
 	read := map[string][]byte{}
@@ -111,7 +130,6 @@ func (l *layout4) Restore(data func(name string) ([]byte, error)) (Stored, error
 		if read[name], err = data(name); err != nil {
 			return nil, err
 		}
-		read[name] = slices.Clone(read[name])
 	}
 	t := &Tensor4{FourBit: l.FourBit, Shape: l.shape, DType: l.dtype, Packed: read[""]}
 	if !l.DoubleQuant {

@@ -3,6 +3,7 @@ package quant
 import (
 	"fmt"
 	"slices"
+	"unsafe"
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/graph"
@@ -24,15 +25,12 @@ func (t *Tensor8) Layout() Layout { return &layout8{t.Shape, t.DType} }
 
 // Arrays implements [Stored].
 func (t *Tensor8) Arrays() []Array {
-	return []Array{{"", dtypes.Int8, t.Shape, int8Bytes(t.Codes)}, floatArray(arrayScales, t.SCB)}
+	return []Array{{"", dtypes.Int8, t.Shape, castBytes[byte](t.Codes)}, floatArray(arrayScales, t.SCB)}
 }
 
-func int8Bytes(codes []int8) []byte {
-	data := make([]byte, len(codes))
-	for i, c := range codes {
-		data[i] = byte(c)
-	}
-	return data
+// castBytes shares the memory: a byte and an int8 are the same bits.
+func castBytes[To, From byte | int8](list []From) []To {
+	return unsafe.Slice((*To)(unsafe.Pointer(unsafe.SliceData(list))), len(list))
 }
 
 // Names implements [Layout].
@@ -50,6 +48,14 @@ func (l *layout8) Bytes() int { return l.shape[0]*l.shape[1] + l.Statistics() }
 // Statistics implements [Layout].
 func (l *layout8) Statistics() int { return 4 * l.shape[0] }
 
+// Store implements [Layout].
+func (l *layout8) Store(values []float32) (Stored, error) {
+	if err := roundTo(l.dtype, values); err != nil {
+		return nil, err
+	}
+	return INT8{}.Store(values, l.shape, l.dtype)
+}
+
 // Restore implements [Layout].
 func (l *layout8) Restore(data func(name string) ([]byte, error)) (Stored, error) {
 	codes, err := data("")
@@ -60,10 +66,7 @@ func (l *layout8) Restore(data func(name string) ([]byte, error)) (Stored, error
 	if err != nil {
 		return nil, err
 	}
-	t := &Tensor8{Shape: slices.Clone(l.shape), DType: l.dtype, Codes: make([]int8, len(codes)), SCB: floatsFrom(scales)}
-	for i, c := range codes {
-		t.Codes[i] = int8(c)
-	}
+	t := &Tensor8{Shape: slices.Clone(l.shape), DType: l.dtype, Codes: castBytes[int8](codes), SCB: floatsFrom(scales)}
 	return t, t.check()
 }
 
@@ -86,7 +89,7 @@ func (t *Tensor8) Tensors(weight string) ([]safetensors.Tensor, error) {
 	scales := floatArray(arrayScales, t.SCB)
 	module := moduleOf(weight)
 	return []safetensors.Tensor{
-		{Name: weight, DType: safetensors.I8, Shape: t.Shape, Bytes: int8Bytes(t.Codes)},
+		{Name: weight, DType: safetensors.I8, Shape: t.Shape, Bytes: castBytes[byte](t.Codes)},
 		{Name: module + arrayScales, DType: safetensors.F32, Shape: scales.Shape, Bytes: scales.Data},
 		{Name: module + weightFormat, DType: safetensors.U8, Shape: []int{}, Bytes: []byte{0}},
 	}, nil

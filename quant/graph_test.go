@@ -1,6 +1,7 @@
 package quant
 
 import (
+	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -71,7 +72,9 @@ func TestGraphEqualsHost(t *testing.T) {
 				data[a.Name] = a.Data
 			}
 			require.Equal(t, bytes, stored.Layout().Bytes(), name)
-			again, err := Dequantised(stored.Layout(), func(name string) ([]byte, error) { return data[name], nil })
+			restored, err := stored.Layout().Restore(func(name string) ([]byte, error) { return data[name], nil })
+			require.NoError(t, err)
+			again, err := restored.Dequantise()
 			require.NoError(t, err)
 			sameBits(t, want, again, name)
 		}
@@ -85,4 +88,23 @@ func TestSkips(t *testing.T) {
 		require.False(t, s.Skips("model.layers.1.up"))
 		require.False(t, s.Skips("model.layers.1.aq_proj"))
 	}
+}
+
+// Like bitsandbytes' layer, the scheme quantises what float16 makes of weights.
+func TestInt8RoundsToHalf(t *testing.T) {
+	values := []float32{1.0001, -0.3, 1e-9, 0.70001}
+	got, err := INT8{}.Store(values, []int{2, 2}, safetensors.F32)
+	require.NoError(t, err)
+	require.Equal(t, safetensors.F16, got.Layout().DType())
+	want, err := QuantiseInt8(rounded(t, values, safetensors.F16), []int{2, 2}, safetensors.F16)
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+	require.Equal(t, float32(1.0001), values[0], "the weights were changed")
+	other, err := QuantiseInt8(values, []int{2, 2}, safetensors.F32)
+	require.NoError(t, err)
+	require.NotEqual(t, want.SCB, other.SCB)
+	_, err = INT8{}.Store([]float32{1, 70000}, []int{1, 2}, safetensors.BF16)
+	require.ErrorContains(t, err, "element 1 is 70000, too large for float16")
+	_, err = INT8{}.Store([]float32{1, float32(math.Inf(1))}, []int{1, 2}, safetensors.F32)
+	require.ErrorContains(t, err, "element 1 is +Inf")
 }

@@ -18,7 +18,8 @@ type Tensor8 struct {
 }
 
 // QuantiseInt8 stores a weight by rows in eight bits, rounding halves to even, on all
-// cores. values and dtype are as in [FourBit.Quantise].
+// cores. values and dtype are as in [FourBit.Quantise]. (bitsandbytes' layer rounds them to
+// float16 first, as [INT8] does.)
 func QuantiseInt8(values []float32, shape []int, dtype safetensors.DType) (*Tensor8, error) {
 	if len(shape) != 2 {
 		return nil, fmt.Errorf("quant: int8: shape %v, want two axes", shape)
@@ -31,17 +32,28 @@ func QuantiseInt8(values []float32, shape []int, dtype safetensors.DType) (*Tens
 	inParallel(shape[0], func(from, to int) {
 		for r := from; r < to; r++ {
 			row := values[r*in : (r+1)*in]
-			t.SCB[r] = maxAbs(row)
-			if t.SCB[r] == 0 {
+			if t.SCB[r] = maxAbs(row); t.SCB[r] == 0 || notFinite(t.SCB[r]) {
 				continue
 			}
-			scale := 127 / t.SCB[r]
-			for i, v := range row {
-				t.Codes[r*in+i] = int8(math.RoundToEven(float64(v * scale)))
-			}
+			scale := float32(1/t.SCB[r]) * 127 // as torch divides a number by a tensor
+			codesOfRow(row, scale, t.Codes[r*in:(r+1)*in])
 		}
 	})
+	if slices.ContainsFunc(t.SCB, notFinite) {
+		return nil, fmt.Errorf("quant: int8: %w", errNotFinite(values))
+	}
 	return t, nil
+}
+
+// codesOfRow rounds values·scale, none beyond ±127, with halves to even.
+func codesOfRow(row []float32, scale float32, codes []int8) {
+	// Around 1.5·2^23 the distance of floats is 1: the sum is rounded to an integer, which
+	// its lowest bits are.
+	const shift = 1.5 * (1 << 23)
+	codes = codes[:len(row)]
+	for i, v := range row {
+		codes[i] = int8(math.Float32bits(float32(v*scale) + shift))
+	}
 }
 
 // perCode is 1/127 as bitsandbytes writes it.

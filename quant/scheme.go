@@ -2,6 +2,7 @@ package quant
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/gomlx/compute/dtypes"
@@ -19,6 +20,8 @@ type Scheme interface {
 	Skips(path string) bool
 	// Layout is that of what Store returns for a weight of this shape and dtype.
 	Layout(shape []int, dtype safetensors.DType) Layout
+	// Config describes the scheme as transformers does.
+	Config() Config
 	// Store quantises one weight [out, in]; see [FourBit.Quantise].
 	Store(values []float32, shape []int, dtype safetensors.DType) (Stored, error)
 }
@@ -89,7 +92,9 @@ func (s FP4) Layout(shape []int, dtype safetensors.DType) Layout {
 }
 
 // Layout implements [Scheme].
-func (s INT8) Layout(shape []int, dtype safetensors.DType) Layout { return &layout8{shape, dtype} }
+func (s INT8) Layout(shape []int, _ safetensors.DType) Layout {
+	return &layout8{shape, safetensors.F16}
+}
 
 // Store implements [Scheme].
 func (s NF4) Store(values []float32, shape []int, dtype safetensors.DType) (Stored, error) {
@@ -108,9 +113,25 @@ func stored4(t *Tensor4, err error) (Stored, error) {
 	return t, nil
 }
 
-// Store implements [Scheme].
+// Store implements [Scheme]. Like bitsandbytes' layer it rounds values to float16 before it
+// quantises them; it is an error if one is too large for that.
 func (s INT8) Store(values []float32, shape []int, dtype safetensors.DType) (Stored, error) {
-	t, err := QuantiseInt8(values, shape, dtype)
+	if err := checkWeight(values, shape, dtype); err != nil {
+		return nil, fmt.Errorf("quant: int8: %w", err)
+	}
+	if dtype != safetensors.F16 {
+		half := slices.Clone(values)
+		if err := roundTo(safetensors.F16, half); err != nil {
+			return nil, err
+		}
+		for i, v := range half {
+			if notFinite(v) && !notFinite(values[i]) {
+				return nil, fmt.Errorf("quant: int8: element %d is %v, too large for float16", i, values[i])
+			}
+		}
+		values = half
+	}
+	t, err := QuantiseInt8(values, shape, safetensors.F16)
 	if err != nil {
 		return nil, err
 	}
@@ -150,18 +171,12 @@ type Layout interface {
 	// built before that node, and need not outlive its use: see docs/quant.md. It is cut
 	// off from gradients, and graph building code that panics on errors.
 	Weight(array func(name string) *graph.Node, dtype dtypes.DType, tie *graph.Node) *graph.Node
-	// Restore is the inverse of [Stored].Arrays: data are the arrays' bytes.
+	// Store quantises other values of the weight in the same way, rounded to DType first.
+	Store(values []float32) (Stored, error)
+	// Restore is the inverse of [Stored].Arrays: data are the arrays' bytes, which the
+	// result may keep.
 	Restore(data func(name string) ([]byte, error)) (Stored, error)
 	// Bytes is the memory of all arrays, Statistics that of all but the codes.
 	Bytes() int
 	Statistics() int
-}
-
-// Dequantised returns the values of a weight from the bytes of its arrays.
-func Dequantised(l Layout, data func(name string) ([]byte, error)) ([]float32, error) {
-	s, err := l.Restore(data)
-	if err != nil {
-		return nil, fmt.Errorf("quant: %w", err)
-	}
-	return s.Dequantise()
 }

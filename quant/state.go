@@ -94,8 +94,9 @@ func stateName(src Source, weight string) (string, Type, bool) {
 	return "", "", false
 }
 
-// Read reads a weight that bitsandbytes has quantised. The result shares no memory with
-// the checkpoint. Codes and statistics that do not fit one another are errors.
+// Read reads a weight that bitsandbytes has quantised. The result holds the codes where the
+// checkpoint has them, without a copy, so it lives no longer than they do. Codes and
+// statistics that do not fit one another are errors.
 func Read(src Source, weight string) (Stored, error) {
 	var s Stored
 	var err error
@@ -127,10 +128,7 @@ func read8(src Source, weight string) (*Tensor8, error) {
 			return nil, fmt.Errorf("%s is %v, want 0: codes in rows", name, format)
 		}
 	}
-	t := &Tensor8{Shape: slices.Clone(info.Shape), DType: safetensors.F16, Codes: make([]int8, len(codes)), SCB: scales}
-	for i, c := range codes {
-		t.Codes[i] = int8(c)
-	}
+	t := &Tensor8{Shape: slices.Clone(info.Shape), DType: safetensors.F16, Codes: castBytes[int8](codes), SCB: scales}
 	return t, t.check()
 }
 
@@ -236,8 +234,7 @@ func bytesOf(src Source, name string, dtype safetensors.DType) ([]byte, error) {
 	if info.DType != dtype {
 		return nil, fmt.Errorf("tensor %q has dtype %s, want %s", name, info.DType, dtype)
 	}
-	data, err := src.Bytes(name)
-	return slices.Clone(data), err
+	return src.Bytes(name)
 }
 
 func floatsOf(src Source, name string) ([]float32, error) {

@@ -105,14 +105,16 @@ func (f FourBit) quantise(values []float32, shape []int, dtype safetensors.DType
 		return nil, err
 	}
 	t.Packed, t.Absmax = make([]byte, (len(values)+1)/2), make([]float32, t.Blocks())
-	codes4[f.Type].quantise4(values, f.BlockSize, t.Packed, t.Absmax)
+	if !codes4[f.Type].quantise4(values, f.BlockSize, t.Packed, t.Absmax) {
+		return nil, errNotFinite(values)
+	}
 	if f.DoubleQuant {
 		t.Nested, t.Absmax = nest(t.Absmax), nil
 	}
 	return t, nil
 }
 
-// checkWeight refuses what has no quantised form.
+// checkWeight refuses what has no quantised form, whatever the values.
 func checkWeight(values []float32, shape []int, dtype safetensors.DType) error {
 	size := 1
 	for _, d := range shape {
@@ -127,10 +129,13 @@ func checkWeight(values []float32, shape []int, dtype safetensors.DType) error {
 	case len(shape) == 0 || size != len(values):
 		return fmt.Errorf("shape %v has %d elements, got %d values", shape, size, len(values))
 	}
-	if i := slices.IndexFunc(values, notFinite); i >= 0 {
-		return fmt.Errorf("element %d is %v", i, values[i])
-	}
 	return nil
+}
+
+// errNotFinite names the first NaN or infinity among values.
+func errNotFinite(values []float32) error {
+	i := slices.IndexFunc(values, notFinite)
+	return fmt.Errorf("element %d is %v", i, values[i])
 }
 
 func notFinite(v float32) bool { return math.Float32bits(v)&0x7f800000 == 0x7f800000 }

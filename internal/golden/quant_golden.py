@@ -3,7 +3,7 @@
     quant_golden.py OUT_DIR     writes OUT_DIR/quant/CASE.safetensors and OUT_DIR/quant/tables.safetensors
 
 A case's tensors carry their names; its metadata is in cases.json. Reads OUT_DIR/families and writes there, too:
-families/llama_nf4 and llama_fp4 are checkpoints that transformers and bitsandbytes quantised, with the logits they
+families/llama_nf4, llama_fp4 and llama_int8 are checkpoints that transformers and bitsandbytes quantised, with the logits they
 give, and OUT_DIR/methods/llama_nf4-lora_* are adapters that peft made on one.
 """
 import os
@@ -17,7 +17,7 @@ import bitsandbytes.functional as F
 import bitsandbytes.nn.modules
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -81,9 +81,30 @@ def models(root):
         (folder / "generation_config.json").unlink(missing_ok=True)
         ids = random_ids((2, 16), name)
         write_tensors(folder / "golden.safetensors", dict(input_ids=ids, logits=forward(folder, ids).logits))
+    model8(fresh(root / "families" / "llama_int8"))
     lora = dict(task_type="CAUSAL_LM", r=2, lora_alpha=6)
     make(root, "llama_nf4", "lora_q", LoraConfig(target_modules=["q_proj", "down_proj"], **lora), merge=False)
     make(root, "llama_nf4", "lora_dora", LoraConfig(target_modules=["v_proj", "up_proj"], use_dora=True, **lora), drawn=("lora_A", "lora_B"), merge=False)
+
+
+def model8(folder):
+    """A checkpoint in INT8. bitsandbytes also rounds what goes into a product; the logits are those of the weights alone."""
+    plain = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES), attn_implementation="eager").eval()
+    fill(plain, "quantised")
+    plain.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    fresh(folder)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [k for k in tensors if k.endswith(".SCB")]:
+        weight = name.removesuffix("SCB") + "weight"
+        tensors[weight] = F.int8_vectorwise_dequant(tensors[weight], tensors.pop(name))
+    missing, unexpected = plain.load_state_dict(tensors, strict=False)
+    assert missing in ([], ["lm_head.weight"]) and all(k.endswith(".weight_format") for k in unexpected), (missing, unexpected)
+    ids = random_ids((2, 16), "llama_int8")
+    with torch.no_grad():
+        write_tensors(folder / "golden.safetensors", dict(input_ids=ids, logits=plain(ids, use_cache=False).logits))
 
 
 def main(root):
@@ -98,8 +119,10 @@ def main(root):
         save_file({k: v.contiguous().clone() for k, v in out.items()}, str(folder / f"{name}.safetensors"))
         infos.append(dict(name=name, type=kind, dtype=dtype, shape=list(shape), block=block, nested=nested))
     for dtype in DTYPES:
-        w = weight("int8", (6, 40), "normal", ("int8", dtype)).to(DTYPES[dtype])
+        w = weight("int8", (20, 40), "normal", ("int8", dtype))
         w[3] = 0
+        w[4:, 1:] = (torch.arange(39) * 3 - 57.5) * w[4:, :1] / 127  # halfway between codes
+        w = w.to(DTYPES[dtype])
         codes, scb, _ = F.int8_vectorwise_quant(w)
         values = F.int8_vectorwise_dequant(codes, scb)
         save_file(dict(weight=w.float(), codes=codes, scb=scb, values=values), str(folder / f"int8_{dtype}.safetensors"))

@@ -1,6 +1,6 @@
 """Runs checks of internal/golden, many in one process.
 
-    check.py < LINES     a line is a JSON list: ["check_adapter", ARGUMENT...] or ["check_merged", ARGUMENT...]
+    check.py < LINES     a line is a JSON list: ["check_adapter", ARGUMENT...], or check_merged or check_quantised
 
 All are run; the exit code is 1 if one failed or there was none.
 """
@@ -12,8 +12,9 @@ import traceback
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "golden"))
 import check_adapter
 import check_merged
+import check_quantised
 
-PROGRAMS = {"check_adapter": check_adapter.main, "check_merged": check_merged.main}
+PROGRAMS = {"check_adapter": check_adapter.main, "check_merged": check_merged.main, "check_quantised": check_quantised.main}
 
 
 def check(name, arguments):
