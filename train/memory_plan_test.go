@@ -38,9 +38,8 @@ var (
 	allLinear  = lora.LoraConfig{R: 16, TargetModules: peft.AllLinear}
 )
 
-// measured are figures of compiled programs on one H200, inputs and temporaries together:
-// those without quantisation of examples/benchmark (docs/benchmarks.md), those with NF4 of
-// a program written by hand with the same techniques.
+// measured are figures of compiled programs on one H200, inputs and temporaries together,
+// of examples/benchmark: docs/benchmarks.md.
 var measured = []struct {
 	config     string
 	quant      quant.Scheme
@@ -54,10 +53,11 @@ var measured = []struct {
 	{"llama-2-7b", nil, allLinear, 2048, true, 16.3},
 	{"llama-3.2-1b", nil, queryValue, 512, false, 4.7},
 	{"llama-3.2-1b", nil, peft.Full{}, 512, false, 14.8},
-	{"llama-2-7b", quant.NF4{DoubleQuant: true}, queryValue, 512, false, 12.3},
-	{"llama-2-7b", quant.NF4{DoubleQuant: true}, queryValue, 512, true, 5.2},
-	{"llama-2-7b", quant.NF4{DoubleQuant: true}, allLinear, 512, false, 12.7},
-	{"llama-2-7b", quant.NF4{DoubleQuant: true}, allLinear, 2048, true, 8.4},
+	{"llama-2-7b", quant.NF4{DoubleQuant: true}, queryValue, 512, false, 11.80},
+	{"llama-2-7b", quant.NF4{DoubleQuant: true}, queryValue, 512, true, 4.76},
+	{"llama-2-7b", quant.NF4{DoubleQuant: true}, allLinear, 512, false, 12.21},
+	{"llama-2-7b", quant.NF4{DoubleQuant: true}, allLinear, 2048, true, 7.64},
+	{"llama-2-7b", quant.INT8{}, queryValue, 512, false, 14.72},
 }
 
 // The plan is within a tenth of what was measured.
