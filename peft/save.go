@@ -24,7 +24,8 @@ const cardFile = "README.md"
 // All is written beside the target and read back before anything under dir
 // changes. If dir is new or holds nothing but the files of this adapter it is then
 // replaced in one step; else each file is, weights before configuration, and
-// other files in dir stay. On error dir is as it was.
+// other files in dir stay. On error dir is as it was, unless one of these files could be
+// replaced and a later one could not. A symbolic link to a folder stays one.
 func (pm *PeftModel) SavePretrained(dir string) error {
 	if err := pm.savePretrained(dir); err != nil {
 		return fmt.Errorf("peft: save adapter to %q: %w", dir, err)
@@ -71,6 +72,9 @@ func folder(dir, adapter string) string {
 // onlyOurs reports whether dir is missing or holds nothing but files that saving
 // replaces.
 func (pm *PeftModel) onlyOurs(dir string) (bool, error) {
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real // WalkDir does not look behind a link
+	}
 	replaced := map[string]bool{".": true, cardFile: true}
 	for _, name := range pm.active {
 		at := folder(".", name)
@@ -87,7 +91,7 @@ func (pm *PeftModel) onlyOurs(dir string) (bool, error) {
 		if err != nil {
 			return err
 		}
-		if !replaced[below] {
+		if !replaced[below] || d.Type()&fs.ModeSymlink != 0 {
 			ours = false
 			return filepath.SkipAll
 		}

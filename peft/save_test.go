@@ -374,6 +374,35 @@ func TestSaveKeepsOtherFiles(t *testing.T) {
 	require.Equal(t, "mine", string(read(t, file)))
 }
 
+// Nor does a folder lose them that is reached through a symbolic link.
+func TestSaveThroughLinkKeepsOtherFiles(t *testing.T) {
+	pm, err := peft.GetPeftModel(family(t, "llama"), lora.LoraConfig{R: 2})
+	require.NoError(t, err)
+	parent := t.TempDir()
+	dir, link := filepath.Join(parent, "dir"), filepath.Join(parent, "link")
+	require.NoError(t, os.Mkdir(dir, 0o777))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "notes.txt"), []byte("mine"), 0o666))
+	if err := os.Symlink(dir, link); err != nil {
+		t.Skip("this system makes no symbolic links:", err)
+	}
+	for range 2 {
+		require.NoError(t, pm.SavePretrained(link))
+		require.Equal(t, []string{"README.md", configFile, weightsFile, "notes.txt"}, names(t, dir))
+		require.Equal(t, []string{"dir", "link"}, entries(t, parent))
+	}
+}
+
+func entries(t testing.TB, dir string) []string {
+	t.Helper()
+	list, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	var out []string
+	for _, e := range list {
+		out = append(out, e.Name())
+	}
+	return out
+}
+
 // The working folder can be saved into, empty or not.
 func TestSaveIntoWorkingFolder(t *testing.T) {
 	base := family(t, "llama")
