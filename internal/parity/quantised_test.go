@@ -59,9 +59,9 @@ func TestPythonReadsQuantised(t *testing.T) {
 	t.Run("python", func(t *testing.T) { q.answer(t, python) })
 }
 
-// worse is by how much, relative, a held-out loss may be larger in NF4: before and after a
-// training.
-type worse struct{ before, after float64 }
+// worse is by how much, relative, a held-out loss may be larger in NF4, before and after a
+// training: what QLoRA is expected to cost.
+const worse = 0.03
 
 // task is a text to learn, and how.
 type task struct {
@@ -75,7 +75,7 @@ func TestStoriesNF4(t *testing.T) {
 	dir := need(t, envAssets, "stories260K", "hf")
 	text, err := os.ReadFile(need(t, envAssets, "tinyshakespeare", "input.txt"))
 	require.NoError(t, err)
-	compareNF4(t, dir, worse{0.03, 0.03}, func(m *models.Model) task {
+	compareNF4(t, dir, func(m *models.Model) task {
 		all := windows(t, m.Tokenizer, string(text[:200_000]), 64)
 		return task{
 			rest: subset(t, all, 32, 352), eval: subset(t, all, 0, 32),
@@ -85,25 +85,10 @@ func TestStoriesNF4(t *testing.T) {
 	})
 }
 
-// TestSmolLM2NF4: a real chat model in NF4 says what bitsandbytes makes it say, and learns. It
-// loses more than stories260K: 18 % on these answers, of which a training of 20 steps leaves 9 %
-// (bitsandbytes' own on such questions and answers as a whole: 10 %).
+// TestSmolLM2NF4: a real chat model in NF4 is what bitsandbytes makes of it. (It loses more
+// than stories260K does, with either library: see docs/quant.md.)
 func TestSmolLM2NF4(t *testing.T) {
-	python := need(t, envPython) // other suites have envSmolLM2 too; on the Go backend this would take an hour
-	dir := need(t, envSmolLM2)
-	t.Run("python", func(t *testing.T) { smolQuantised(t, dir, python) })
-	text := need(t, envAssets, "gsm8k", "train.jsonl")
-	compareNF4(t, dir, worse{0.20, 0.11}, func(m *models.Model) task {
-		all, err := train.LoadJSONL(text, m.Tokenizer, train.DataOptions{
-			MaxLength: 128, Fields: []string{"question", "answer"}, Separator: "\n", Buckets: []int{128},
-		})
-		require.NoError(t, err)
-		return task{
-			rest: subset(t, all, 32, 512), eval: subset(t, all, 0, 32),
-			arguments: train.Arguments{MaxSteps: 20, PerDeviceTrainBatchSize: 4, LearningRate: 1e-3},
-			lora:      lora.LoraConfig{R: 8, LoraAlpha: 16, TargetModules: peft.Modules("q_proj", "v_proj")},
-		}
-	})
+	smolQuantised(t, need(t, envSmolLM2), need(t, envPython))
 }
 
 // smolQuantised converts the model for Python to compare its logits, and to convert it, too.
@@ -122,7 +107,7 @@ func smolQuantised(t *testing.T, dir, python string) {
 }
 
 // compareNF4 trains a model and what NF4 with double quantisation makes of it.
-func compareNF4(t *testing.T, dir string, limit worse, prepare func(*models.Model) task) {
+func compareNF4(t *testing.T, dir string, prepare func(*models.Model) task) {
 	losses := map[bool][2]float64{}
 	for _, quantised := range []bool{false, true} {
 		o := models.Options{On: backendtest.Open(t), DType: dtypes.Float32}
@@ -138,8 +123,8 @@ func compareNF4(t *testing.T, dir string, limit worse, prepare func(*models.Mode
 	t.Logf("held-out loss before training: %.4f, in NF4 %.4f (%+.2f %%)", full[0], few[0], 100*(few[0]/full[0]-1))
 	t.Logf("held-out loss after training: %.4f, in NF4 %.4f (%+.2f %%)", full[1], few[1], 100*(few[1]/full[1]-1))
 	require.NotEqual(t, full[0], few[0])
-	require.Less(t, few[0], full[0]*(1+limit.before))
-	require.Less(t, few[1], full[1]*(1+limit.after))
+	require.Less(t, few[0], full[0]*(1+worse))
+	require.Less(t, few[1], full[1]*(1+worse))
 	require.Less(t, few[1], 0.9*few[0], "the training learned little")
 }
 
