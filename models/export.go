@@ -106,10 +106,13 @@ func (m *core) mayReplace(dir string) error {
 
 // exportSource is where the tensors of an export come from.
 func (m *core) exportSource() (source, error) {
-	if m.folder == nil {
-		return storeSource{m}, nil
+	if m.folder != nil {
+		return m.tensors()
 	}
-	return m.tensors()
+	if len(m.quantised) > 0 {
+		return dequantisedSource{storeSource{m}, m}, nil
+	}
+	return storeSource{m}, nil
 }
 
 // copiedTensor is parameter p of n, to be read from a source and edited when it is written.

@@ -161,6 +161,12 @@ func TestQuantisedRandom(t *testing.T) {
 	for _, v := range someLogits(t, m) {
 		require.False(t, v != v)
 	}
+	dir := t.TempDir()
+	require.NoError(t, m.Export(t.Context(), dir, nil)) // decoded, as of a model that was loaded
+	exported, err := Load(t.Context(), dir, float32Options(t))
+	require.NoError(t, err)
+	defer exported.Close()
+	require.InDeltaSlice(t, someLogits(t, exported), someLogits(t, m), 1e-4)
 	values := make([]float32, 32*32)
 	dtype, ok, err := m.ReadParameter("model.layers.0.self_attn.q_proj.weight", values)
 	require.NoError(t, err)
