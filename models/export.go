@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -208,27 +207,13 @@ func writeTensor(w io.Writer, src source, from string, p site.Parameter, info sa
 			if err := safetensors.EncodeFloat32s(data, values, info.DType); err != nil {
 				return err
 			}
-			if err := checkRange(p.Name, values, data, info.DType); err != nil {
-				return err
+			if err := safetensors.CheckRange(values, data, info.DType); err != nil {
+				return fmt.Errorf("parameter %q: %w", p.Name, err)
 			}
 		}
 	}
 	_, err = w.Write(data)
 	return err
-}
-
-// checkRange refuses values that are too large for the dtype they were rounded to.
-func checkRange(name string, values []float32, data []byte, dtype safetensors.DType) error {
-	stored := make([]float32, len(values))
-	if err := safetensors.DecodeFloat32s(stored, data, dtype); err != nil {
-		return err
-	}
-	for i, v := range stored {
-		if math.IsInf(float64(v), 0) && !math.IsInf(float64(values[i]), 0) {
-			return fmt.Errorf("parameter %q: element %d is %g, which is more than its dtype %s holds", name, i, values[i], dtype)
-		}
-	}
-	return nil
 }
 
 // writeConfigs writes what is in a model folder besides the weights.

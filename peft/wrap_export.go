@@ -111,7 +111,13 @@ func edited(v *model.Variable, p site.Parameter, dtype safetensors.DType, edit f
 	if changed, err = edit(p, values); err != nil || !changed {
 		return data, false, err
 	}
-	return data, true, safetensors.EncodeFloat32s(data, values, dtype)
+	if err := safetensors.EncodeFloat32s(data, values, dtype); err != nil {
+		return nil, false, err
+	}
+	if err := safetensors.CheckRange(values, data, dtype); err != nil {
+		return nil, false, fmt.Errorf("parameter %q: %w", p.Name, err)
+	}
+	return data, true, nil
 }
 
 // Merged returns a copy of the store with the active adapters of a view merged into its

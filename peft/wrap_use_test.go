@@ -11,6 +11,7 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
 )
@@ -104,4 +105,25 @@ func TestWrappedConcurrently(t *testing.T) {
 	require.Equal(t, byView[0], byView[4], "no adapter is active")
 	require.NotEqual(t, byView[1], byView[0])
 	require.NotEqual(t, byView[1], byView[3])
+}
+
+// What a merged value cannot hold is an error, not an infinity.
+func TestWrappedMergeRefusesOverflow(t *testing.T) {
+	half := func(scope *model.Scope, in []*Node) []*Node {
+		w := scope.In("half").VariableWithShape("w", shapes.Make(dtypes.Float16, 3, 2)).NodeValue(in[0].Graph())
+		return []*Node{Dot(ConvertDType(in[0], dtypes.Float16), w).Product()}
+	}
+	store := model.NewStore()
+	base, err := peft.WrapModel(backendtest.Open(t), store, half, []shapes.Shape{float32s(4, 3)})
+	require.NoError(t, err)
+	defer base.Close()
+	config := lora.LoraConfig{R: 1, LoraAlpha: 1e9, TargetModules: peft.AllLinear, InitLoraWeights: lora.InitRandom}
+	pm, err := peft.GetPeftModel(base, config)
+	require.NoError(t, err)
+	_, _, err = base.Merged(pm)
+	require.ErrorContains(t, err, "which is more than its dtype F16 holds")
+	dir := t.TempDir()
+	_, err = pm.Merge(t.Context(), dir)
+	require.ErrorContains(t, err, "which is more than its dtype F16 holds")
+	require.Empty(t, names(t, dir))
 }

@@ -90,6 +90,21 @@ func EncodeFloat32s(dst []byte, src []float32, d DType) error {
 	return nil
 }
 
+// CheckRange refuses values that are too large for the dtype that [EncodeFloat32s] rounded
+// them to: they would be infinite in data.
+func CheckRange(values []float32, data []byte, d DType) error {
+	stored := make([]float32, len(values))
+	if err := DecodeFloat32s(stored, data, d); err != nil {
+		return err
+	}
+	for i, v := range stored {
+		if math.IsInf(float64(v), 0) && !math.IsInf(float64(values[i]), 0) {
+			return fmt.Errorf("element %d is %g, which is more than its dtype %s holds", i, values[i], d)
+		}
+	}
+	return nil
+}
+
 func checkFloat(elements, bytes int, d DType) error {
 	switch d {
 	case F64, F32, F16, BF16:
