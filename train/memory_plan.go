@@ -119,6 +119,9 @@ func planMemory(base site.Base, adapters []*peft.Plan, o MemoryOptions) (*Memory
 	if !ok || b.Head().In == 0 {
 		return nil, errors.New("train: memory plan: the base is no language model")
 	}
+	if b.CacheShape().Layers == 0 {
+		return nil, fmt.Errorf("train: memory plan: %s is no causal language model, and only the causal loss can be planned", base.ModelType())
+	}
 	if o.Batch < 1 || o.Length < 1 {
 		return nil, fmt.Errorf("train: memory plan: batch %d x %d: want at least 1 row of 1 token", o.Batch, o.Length)
 	}

@@ -140,6 +140,12 @@ func TestMemoryPlanErrors(t *testing.T) {
 	require.ErrorContains(t, err, `did you mean "q_proj"?`)
 	_, err = train.PlanMemory(basetest.Llama(8, 1, 2, 2, 4, 16, 32), queryValue, train.MemoryOptions{Batch: 1, Length: 8})
 	require.EqualError(t, err, "train: memory plan: the base is no language model")
+	config, err := os.ReadFile(filepath.Join(basetest.Fixtures, "encoders", "bert_masked", "config.json"))
+	require.NoError(t, err)
+	masked, err := models.NewBlueprint(config)
+	require.NoError(t, err)
+	_, err = train.PlanMemory(masked, lora.LoraConfig{R: 2}, train.MemoryOptions{Batch: 1, Length: 8})
+	require.EqualError(t, err, "train: memory plan: bert is no causal language model, and only the causal loss can be planned")
 }
 
 // Every family's blocks are taken apart: each has norms, projections of attention and a

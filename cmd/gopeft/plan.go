@@ -19,10 +19,10 @@ import (
 // planCommand prints a train.MemoryPlan.
 type planCommand struct {
 	Config      string   `required:"" help:"A config.json, a Hugging Face folder, a hub id, or one of ${geometries}."`
-	R           int      `default:"8" help:"LoRA's rank."`
-	Targets     []string `help:"Modules to adapt, or all-linear. Default: those usual for the model." placeholder:"q_proj,v_proj"`
-	Full        bool     `help:"Train all parameters instead of an adapter." xor:"full"`
-	Quant       string   `help:"Hold linear layers in nf4, fp4 or int8." xor:"full" placeholder:"nf4"`
+	R           *int     `help:"LoRA's rank. Default: 8." placeholder:"8" xor:"rank"` // nil: not given, which --full asks for
+	Targets     []string `help:"Modules to adapt, or all-linear. Default: those usual for the model." placeholder:"q_proj,v_proj" xor:"targets"`
+	Full        bool     `help:"Train all parameters instead of an adapter." xor:"rank,targets,quant"`
+	Quant       string   `help:"Hold linear layers in nf4, fp4 or int8." xor:"quant" placeholder:"nf4"`
 	DoubleQuant bool     `help:"Quantise the statistics of nf4 or fp4, too."`
 	Batch       int      `default:"8" help:"Rows of a batch."`
 	Seq         int      `default:"512" help:"Tokens of a row."`
@@ -72,7 +72,11 @@ func (c *planCommand) method() peft.Config {
 	if c.Full {
 		return peft.Full{}
 	}
-	method := lora.LoraConfig{R: c.R, LoraAlpha: float64(2 * c.R)}
+	r := 8
+	if c.R != nil {
+		r = *c.R
+	}
+	method := lora.LoraConfig{R: r, LoraAlpha: float64(2 * r)}
 	switch {
 	case len(c.Targets) == 1 && c.Targets[0] == "all-linear":
 		method.TargetModules = peft.AllLinear

@@ -71,6 +71,8 @@ func TestPlanErrors(t *testing.T) {
 		{"plan --config llama-2-7b --quant nf5", `format "nf5": want nf4, fp4 or int8`},
 		{"plan --config llama-2-7b --double-quant", "double quantisation: want the format nf4 or fp4"},
 		{"plan --config llama-2-7b --quant nf4 --full", "can't be used together"},
+		{"plan --config llama-2-7b --full --targets q_proj", "can't be used together"},
+		{"plan --config llama-2-7b --full --r 16", "can't be used together"},
 		{"plan --config llama-2-7b --seq 5000", "the model was made for 4096 positions"},
 		{"plan --config llama-2-7b --batch 0", "want at least 1 row"},
 		{"plan --config llama-2-7b --dtype f64", "must be one of"},
