@@ -37,6 +37,10 @@ func main() {
 	flag.IntVar(&s.Steps, "steps", 20, "timed steps")
 	flag.IntVar(&s.Warmup, "warmup", 3, "steps before the timed ones, compilation among them")
 	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "benchmark: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

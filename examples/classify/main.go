@@ -65,6 +65,9 @@ func parse(args []string, w io.Writer) (options, error) {
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
+	if f.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
 	if o.model == "" {
 		return o, errors.New("which model? give -model or set GOPEFT_MINILM")
 	}

@@ -105,5 +105,6 @@ func TestClassify(t *testing.T) {
 func TestClassifyErrors(t *testing.T) {
 	t.Setenv("GOPEFT_MINILM", "")
 	require.ErrorContains(t, run(t.Context(), nil, io.Discard, io.Discard), "which model?")
+	require.EqualError(t, run(t.Context(), []string{"-model", "x", "banking77"}, io.Discard, io.Discard), `unexpected argument "banking77"`)
 	require.ErrorContains(t, run(t.Context(), []string{"-model", "x", "-data", t.TempDir()}, io.Discard, io.Discard), "train.csv")
 }
