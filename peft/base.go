@@ -69,34 +69,33 @@ var fileDTypes = map[dtypes.DType]safetensors.DType{
 	dtypes.Float32: safetensors.F32, dtypes.Float16: safetensors.F16, dtypes.BFloat16: safetensors.BF16, dtypes.Float64: safetensors.F64,
 }
 
-// copying guards copyFloats: a tensor that is being read has a copy on the host, which
-// a second reader would take for one that was there before.
+// copying lets one reader of tensors in at a time, so that the host holds one copy at most.
 var copying sync.Mutex
 
-// copyFloats copies a tensor of any float dtype into values. Of one that lies on a
-// device no copy stays on the host.
-func copyFloats(t *tensors.Tensor, values []float32) error {
-	fileDType, ok := fileDTypes[t.DType()]
-	if !ok {
-		return fmt.Errorf("dtype %s is no float", t.DType())
-	}
+// withBytes gives f the values of a tensor, row-major. One that lies on a device stays as it
+// is: programs may be reading it, so that it must not be given a copy on the host.
+func withBytes(t *tensors.Tensor, f func(data []byte) error) error {
 	copying.Lock()
 	defer copying.Unlock()
-	wasLocal := t.IsLocal()
-	var decodeErr error
-	if !wasLocal && t.IsOnAnyDevice() {
-		// Programs may be reading the tensor: it must not be given a copy on the host.
+	if !t.IsLocal() && t.IsOnAnyDevice() {
 		flat, err := deviceValues(t)
 		if err != nil {
 			return err
 		}
-		return safetensors.DecodeFloat32s(values, dtypes.UnsafeByteSliceFromAny(flat), fileDType)
+		return f(dtypes.UnsafeByteSliceFromAny(flat))
 	}
-	err := t.ConstBytes(func(data []byte) { decodeErr = safetensors.DecodeFloat32s(values, data, fileDType) })
-	if !wasLocal && t.IsOnAnyDevice() {
-		t.FinalizeLocal()
+	var err error
+	access := t.ConstBytes(func(data []byte) { err = f(data) })
+	return errors.Join(access, err)
+}
+
+// copyFloats copies a tensor of any float dtype into values.
+func copyFloats(t *tensors.Tensor, values []float32) error {
+	dtype, ok := fileDTypes[t.DType()]
+	if !ok {
+		return fmt.Errorf("dtype %s is no float", t.DType())
 	}
-	return errors.Join(err, decodeErr)
+	return withBytes(t, func(data []byte) error { return safetensors.DecodeFloat32s(values, data, dtype) })
 }
 
 // deviceValues copies a tensor from its device and leaves the tensor as it is.

@@ -163,20 +163,15 @@ func (t *tokenRows) readRows(base site.Base, values []float32) error {
 		if want := []int{t.vocabulary(), t.features()}; !ok || t.Module.Transposed || !slices.Equal(v.Shape().Dimensions, want) {
 			return t.readWhole(base, values)
 		}
-		copying.Lock()
-		defer copying.Unlock()
-		wasLocal := value.IsLocal()
-		var decodeErr error
-		err = value.ConstBytes(func(data []byte) {
+		return withBytes(value, func(data []byte) error {
 			n, size := t.features(), len(data)/t.vocabulary()
 			for i, row := range t.Rows {
-				decodeErr = errors.Join(decodeErr, safetensors.DecodeFloat32s(values[i*n:(i+1)*n], data[row*size:(row+1)*size], dtype))
+				if err := safetensors.DecodeFloat32s(values[i*n:(i+1)*n], data[row*size:(row+1)*size], dtype); err != nil {
+					return err
+				}
 			}
+			return nil
 		})
-		if !wasLocal && value.IsOnAnyDevice() {
-			value.FinalizeLocal()
-		}
-		return errors.Join(err, decodeErr)
 	})
 }
 

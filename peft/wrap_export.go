@@ -87,20 +87,16 @@ var exportDTypes = map[dtypes.DType]safetensors.DType{
 	dtypes.Bool: safetensors.BOOL,
 }
 
-// edited returns the bytes of a variable after edit, and whether it changed them. Of a
-// value that lies on a device no copy stays on the host.
+// edited returns the bytes of a variable after edit, and whether it changed them.
 func edited(v *model.Variable, p site.Parameter, dtype safetensors.DType, edit func(site.Parameter, []float32) (bool, error)) (data []byte, changed bool, err error) {
 	t, err := v.Value()
 	if err != nil {
 		return nil, false, err
 	}
-	copying.Lock()
-	wasLocal := t.IsLocal()
-	err = t.ConstBytes(func(b []byte) { data = append(data, b...) })
-	if !wasLocal && t.IsOnAnyDevice() {
-		t.FinalizeLocal()
-	}
-	copying.Unlock()
+	err = withBytes(t, func(b []byte) error {
+		data = append(data, b...)
+		return nil
+	})
 	if err != nil || edit == nil || !v.DType().IsFloat() {
 		return data, false, err
 	}
