@@ -4,6 +4,7 @@
 // A new method's test is a few lines:
 //
 //	func TestConformance(t *testing.T) {
-//		pefttest.Run(t, pefttest.Suite{Config: mymethod.Config{R: 4}, Random: mymethod.Config{R: 4, InitWeights: false}})
+//		pefttest.Run(t, pefttest.Suite{Config: mymethod.Config{R: 4}})
+//		pefttest.Golden(t, "*-mymethod_*") // fixtures of internal/golden
 //	}
 package pefttest
