@@ -93,9 +93,6 @@ type Options struct {
 // GetPeftModel attaches a new adapter to a base and makes it active. The base
 // stays as it was. At most one Options is used.
 func GetPeftModel(base site.Base, config Config, options ...Options) (*PeftModel, error) {
-	if base == nil {
-		return nil, errors.New("peft: base model is nil")
-	}
 	set, err := newSet(base, config)
 	if err != nil {
 		return nil, err
@@ -139,9 +136,14 @@ func (pm *PeftModel) AddAdapter(config Config, options ...Options) error {
 	return pm.set.add(o.name(), na)
 }
 
+var errNoConfig = errors.New("peft: configuration is nil")
+
 // plan validates a configuration and lays its tensors out on a base. reading is
 // true for the configuration of a file, see [PeftConfig.Reading]; maxRank see [Options].
 func plan(base site.Base, config Config, reading bool, maxRank int) (*namedAdapter, error) {
+	if config == nil {
+		return nil, errNoConfig
+	}
 	if maxRank < 0 {
 		return nil, fmt.Errorf("peft: MaxRank is %d, want 0 (none) or more", maxRank)
 	}

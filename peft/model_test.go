@@ -209,6 +209,11 @@ func TestViews(t *testing.T) {
 	require.Equal(t, []string{"default", "b"}, pm.Adapters())
 	_, err = peft.GetPeftModel(nil, lora.LoraConfig{R: 2})
 	require.ErrorContains(t, err, "base model is nil")
+	_, err = peft.GetPeftModel(pm.Base(), nil)
+	require.ErrorContains(t, err, "configuration is nil")
+	_, err = peft.DryRun(pm.Base(), nil)
+	require.ErrorContains(t, err, "configuration is nil")
+	require.ErrorContains(t, pm.AddAdapter(nil), "configuration is nil")
 
 	// Deltas add up in any order; without adapters the base answers.
 	ids, labels := batch()

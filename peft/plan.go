@@ -1,7 +1,6 @@
 package peft
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -32,9 +31,6 @@ type PlannedTarget struct {
 // DryRun plans an adapter on a base without making it. It fails where
 // [GetPeftModel] would.
 func DryRun(base site.Base, config Config) (*Plan, error) {
-	if base == nil {
-		return nil, errors.New("peft: base model is nil")
-	}
 	set, err := newSet(base, config)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package peft
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -23,6 +24,12 @@ func layerRanges(c Config) [][2]int {
 
 // newSet returns the adapters, none yet, of the base that a configuration asks for.
 func newSet(base site.Base, c Config) (*adapterSet, error) {
+	switch {
+	case base == nil:
+		return nil, errors.New("peft: base model is nil")
+	case c == nil:
+		return nil, errNoConfig
+	}
 	s := &adapterSet{base: base, ranges: layerRanges(c), adapters: map[string]*namedAdapter{}}
 	if s.ranges == nil {
 		return s, nil
