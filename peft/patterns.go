@@ -151,7 +151,7 @@ func (p Patterns) unused(option string, k int, paths []string) error {
 		suggest.DidYouMean(p[k].Pattern, suffixes(paths, p[k].Pattern)))
 }
 
-// Check reports the first value that is not a finite number at least least.
+// Check reports the first value that is not finite or not valid; want says what is.
 func (p Patterns) Check(option string, valid func(float64) bool, want string) error {
 	for _, one := range p {
 		if math.IsNaN(one.Value) || math.IsInf(one.Value, 0) || !valid(one.Value) {
