@@ -33,6 +33,11 @@ func NewBlueprint(configJSON []byte, options ...Options) (*Blueprint, error) {
 		return nil, err
 	}
 	o := first(options)
+	if o.Quantization != nil {
+		if err := checkScheme(arch, o.Quantization); err != nil {
+			return nil, fmt.Errorf("models: blueprint: %w", err)
+		}
+	}
 	b := &Blueprint{arch: arch, dtype: o.DType, scheme: o.Quantization, linear: quantisable(arch)}
 	if stored, err := storedScheme(configJSON); err != nil {
 		return nil, fmt.Errorf("models: config.json: %w", err)
@@ -47,11 +52,6 @@ func NewBlueprint(configJSON []byte, options ...Options) (*Blueprint, error) {
 	case dtypes.Float32, dtypes.BFloat16, dtypes.Float16:
 	default:
 		return nil, fmt.Errorf("models: blueprint: dtype: wanted Float32, BFloat16 or Float16, got %s", o.DType)
-	}
-	if b.scheme != nil {
-		if err := b.scheme.Validate(); err != nil {
-			return nil, err
-		}
 	}
 	return b, nil
 }

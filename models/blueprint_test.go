@@ -18,7 +18,11 @@ import (
 // A blueprint says of a model what the model says of itself, its memory included.
 func TestBlueprint(t *testing.T) {
 	for _, family := range []string{"llama", "llama_tied", "gpt2", "phi3", "llama_nf4", "llama_fp4"} {
-		for name, scheme := range map[string]quant.Scheme{"float": nil, "nf4": quant.NF4{DoubleQuant: true}, "int8": quant.INT8{Skip: []string{"down_proj"}}} {
+		skip := "down_proj"
+		if family == "gpt2" {
+			skip = "c_proj"
+		}
+		for name, scheme := range map[string]quant.Scheme{"float": nil, "nf4": quant.NF4{DoubleQuant: true}, "int8": quant.INT8{Skip: []string{skip}}} {
 			t.Run(family+"/"+name, func(t *testing.T) {
 				dir := filepath.Join(basetest.Fixtures, "families", family)
 				config, err := os.ReadFile(filepath.Join(dir, "config.json"))
@@ -45,4 +49,8 @@ func TestBlueprint(t *testing.T) {
 	}
 	_, err := models.NewBlueprint([]byte(`{"model_type": "lama"}`))
 	require.ErrorContains(t, err, `model_type "lama" is not supported`)
+	config, err := os.ReadFile(filepath.Join(basetest.Fixtures, "families", "llama", "config.json"))
+	require.NoError(t, err)
+	_, err = models.NewBlueprint(config, models.Options{Quantization: quant.NF4{Skip: []string{"donw_proj"}}}) // as when it is loaded
+	require.EqualError(t, err, `models: blueprint: quantization: module to skip "donw_proj" is no linear layer; did you mean "down_proj"?`)
 }
