@@ -34,24 +34,9 @@ var (
 
 func attach(c LoraConfig, base site.Base) (*adapter, error) {
 	modules := base.Modules()
-	allowed := peft.NoneUnused
-	if c.Reading() {
-		allowed = peft.AnyUnused
-	}
-	if c.TargetModules.IsZero() {
-		targets, ok := DefaultTargets(base.ModelType())
-		if !ok && len(c.TargetParameters) == 0 {
-			return nil, fmt.Errorf("no default target modules for model_type %q: set TargetModules", base.ModelType())
-		}
-		c.TargetModules, allowed = targets, max(allowed, peft.TargetsUnused)
-	}
-	var targets []site.Module
-	var counts []peft.PatternCount
-	if !c.onlyParameters() {
-		var err error
-		if targets, counts, err = c.selection().Match(modules, allowed); err != nil {
-			return nil, err
-		}
+	c, targets, counts, err := c.match(base, modules)
+	if err != nil {
+		return nil, err
 	}
 	parameters, err := matchParameters(c, base, targets)
 	if err != nil {
@@ -100,6 +85,26 @@ func attach(c LoraConfig, base site.Base) (*adapter, error) {
 		return a, a.pad(n)
 	}
 	return a, nil
+}
+
+// match returns the target modules and the configuration with the default for them filled in.
+func (c LoraConfig) match(base site.Base, modules []site.Module) (LoraConfig, []site.Module, []peft.PatternCount, error) {
+	allowed := peft.NoneUnused
+	if c.Reading() {
+		allowed = peft.AnyUnused
+	}
+	if c.TargetModules.IsZero() {
+		targets, ok := DefaultTargets(base.ModelType())
+		if !ok && len(c.TargetParameters) == 0 {
+			return c, nil, nil, fmt.Errorf("no default target modules for model_type %q: set TargetModules", base.ModelType())
+		}
+		c.TargetModules, allowed = targets, max(allowed, peft.TargetsUnused)
+	}
+	if c.onlyParameters() {
+		return c, nil, nil, nil
+	}
+	targets, counts, err := c.selection().Match(modules, allowed)
+	return c, targets, counts, err
 }
 
 // addTarget plans the tensors of one target.

@@ -139,17 +139,23 @@ func (pm *PeftModel) newMerger() (*merger, error) {
 		m.forgetShared(pm.set.base)
 		return m, nil
 	}
-	untier, ok := exporter.(site.Untier)
+	return m, m.untie(pm.set.base, untying)
+}
+
+// untie has the base written with weights of their own for modules that share them. why is
+// the error for a base that cannot do that.
+func (m *merger) untie(base site.Base, why error) error {
+	untier, ok := base.(site.Untier)
 	if !ok {
-		return nil, untying
+		return why
 	}
 	m.export = untier.ExportUntied
-	for _, module := range pm.set.base.Modules() {
+	for _, module := range base.Modules() {
 		if module.TiedTo != "" {
 			m.report.Untied = append(m.report.Untied, OwnWeight(module))
 		}
 	}
-	return m, nil
+	return nil
 }
 
 // phases is the number of phaseOf's values, inputPhase that of changed inputs.
