@@ -148,6 +148,10 @@ func (s *stepper) step(ctx context.Context, st *state, micro []Batch, lr float64
 	}
 	report, err := readAndFree(results[len(results)-1])
 	if err != nil {
+		free(results)
+		if slices.Contains(s.large, true) { // the old values went into the step
+			st.lost, err = true, errors.Join(errStateLost, err)
+		}
 		return stepResult{}, fmt.Errorf("train: step %d: %w", st.step+1, err)
 	}
 	results = results[:len(results)-1]
