@@ -141,9 +141,10 @@ func (a *adapter) rescaled(u *peft.Use, x, update *graph.Node) *graph.Node {
 	return graph.ConvertDType(sum, update.DType())
 }
 
-// withoutBias is W x.
+// withoutBias is W x. W is the base's own, as in the norm and in a merge, whatever stands
+// in for it.
 func (l layer) withoutBias(u *peft.Use, x *graph.Node) *graph.Node {
-	if x == u.X && !l.Bias {
+	if x == u.X && !l.Bias && !u.Replaced() {
 		return u.Base()
 	}
 	// On x as it is this is the product that the base has too: backends compute it once.

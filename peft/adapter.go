@@ -323,6 +323,8 @@ type Use struct {
 	values *Values
 	base   func() *graph.Node
 	module func(x *graph.Node) *graph.Node
+	// replaced is true if an active adapter replaces the module or its weight.
+	replaced bool
 }
 
 // Values are all tensors of the adapter.
@@ -342,5 +344,10 @@ func (u *Use) Cast(suffix string) *graph.Node {
 // place of: the base module, or what another adapter made of it.
 func (u *Use) Module(x *graph.Node) *graph.Node { return u.module(x) }
 
-// Base returns the output of the base module on the untransformed input, built once.
+// Base returns the output of the base module on the untransformed input, built once: with
+// the values that stand in for its own, see [Use.Replaced].
 func (u *Use) Base() *graph.Node { return u.base() }
+
+// Replaced reports whether an active adapter replaces the base module or its weight, so that
+// [Use.Base] is not the product with the frozen weight.
+func (u *Use) Replaced() bool { return u.replaced }

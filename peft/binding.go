@@ -2,6 +2,7 @@ package peft
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/gomlx/gomlx/core/graph"
 
@@ -192,8 +193,12 @@ func (b *Binding) Apply(p *site.Pass, s *site.Site) *graph.Node {
 		}
 		return onX
 	}
+	replaced := b.replaces(s.Weight()) || slices.ContainsFunc(parts, func(part boundPart) bool {
+		m, ok := part.part.(ModuleAdapter)
+		return ok && m.ReplacesModule(s.Path)
+	})
 	for i, part := range parts {
-		use := &Use{Pass: p, Site: s, X: s.X, values: part.values, base: base}
+		use := &Use{Pass: p, Site: s, X: s.X, values: part.values, base: base, replaced: replaced}
 		uses[i] = use
 		if m, ok := part.part.(ModuleAdapter); ok && m.ReplacesModule(s.Path) {
 			use.module = module

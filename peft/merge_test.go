@@ -184,3 +184,31 @@ func TestMergeHoldsOneTensor(t *testing.T) {
 	const largest = 256 * 1024 * 4
 	require.Less(t, slices.Max(base.heap)-slices.Min(base.heap), uint64(4*largest)) // all of them are 33 times the largest
 }
+
+// DoRA goes by the base's own weight, in a graph and merged, where another adapter replaces it.
+func TestMergeDoraOnReplacedWeight(t *testing.T) {
+	base := family(t, "llama")
+	config := lora.LoraConfig{R: 2, LoraAlpha: 4, InitLoraWeights: lora.InitRandom, TargetModules: peft.Modules("q_proj"), UseDora: true}
+	pm := attach(t, base, config)
+	require.NoError(t, pm.AddAdapter(peft.Full{TargetModules: peft.Modules("q_proj")}, peft.Options{Name: "full"}))
+	for _, name := range pm.Adapters() {
+		values, err := pm.TensorValues(name)
+		require.NoError(t, err)
+		for _, tensor := range values {
+			for i := range tensor {
+				tensor[i] *= 1 + 0.8*float32(i%3)
+			}
+		}
+		layout, err := pm.Layout(name)
+		require.NoError(t, err)
+		arguments, err := layout.FromHost(values)
+		require.NoError(t, err)
+		require.NoError(t, pm.SetValues(name, arguments))
+	}
+	both := selected(t, pm, "default", "full")
+	dir := t.TempDir()
+	_, err := both.Merge(t.Context(), dir)
+	require.NoError(t, err)
+	merged := basetest.Load(t, dir)
+	basetest.RequireClose(t, logitsOf(t, base, both, fourRows), logitsOf(t, merged, merged, fourRows), 1e-4, "merged")
+}
