@@ -35,18 +35,6 @@ type state struct {
 // torchDTypes are torch's names of the dtypes of weights.
 var torchDTypes = map[string]safetensors.DType{"float32": safetensors.F32, "float16": safetensors.F16, "bfloat16": safetensors.BF16}
 
-// IsStatistic reports whether a checkpoint's tensor is part of how bitsandbytes stores
-// another, and the name of that weight.
-func IsStatistic(name string) (weight string, ok bool) {
-	for _, suffix := range []string{suffixAbsmax, suffixMap, suffixNestedAbsmax, suffixNestedMap} {
-		if weight, ok := strings.CutSuffix(name, suffix); ok {
-			return weight, true
-		}
-	}
-	weight, _, ok = strings.Cut(name, suffixState)
-	return weight, ok
-}
-
 // Statistics lists the tensors of a checkpoint that a quantised weight has besides its codes.
 func Statistics(src Source, weight string) []string {
 	var names []string
