@@ -119,11 +119,14 @@ func deviceValues(t *tensors.Tensor) (any, error) {
 // settle puts values on the backend before they are published: GoMLX would do it at their
 // first use, while others look at them. Without a backend they stay on the host.
 func settle(on compute.Backend, lists ...[]*tensors.Tensor) error {
-	if on == nil {
-		return nil
-	}
 	for _, list := range lists {
-		for _, t := range list {
+		for i, t := range list {
+			if t == nil {
+				return fmt.Errorf("peft: adapter values: tensor %d is nil", i)
+			}
+			if on == nil {
+				continue
+			}
 			if err := t.MaterializeOnDevice(on, true, 0); err != nil {
 				return fmt.Errorf("peft: adapter values: %w", err)
 			}

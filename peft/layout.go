@@ -55,7 +55,7 @@ func NewLayout(params []Param) (*Layout, error) {
 	return l, nil
 }
 
-// Params returns the parameters in order.
+// Params returns the parameters in order. The list is shared and must not be changed.
 func (l *Layout) Params() []Param { return l.params }
 
 // NumArguments is the number of tensors that hold the values: the flat vector and

@@ -214,6 +214,7 @@ func TestViews(t *testing.T) {
 	_, err = peft.DryRun(pm.Base(), nil)
 	require.ErrorContains(t, err, "configuration is nil")
 	require.ErrorContains(t, pm.AddAdapter(nil), "configuration is nil")
+	require.ErrorContains(t, pm.SetValues("b", []*tensors.Tensor{nil}), "tensor 0 is nil")
 
 	// Deltas add up in any order; without adapters the base answers.
 	ids, labels := batch()

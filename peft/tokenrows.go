@@ -50,6 +50,7 @@ func NewTokenAdapter(base site.Base, rows []TokenRows, tensors TokenTensors) (To
 	a := &tokenAdapter{byPath: map[string]*tokenRows{}, byWeight: map[string]*tokenRows{}}
 	modules := base.Modules()
 	for _, r := range rows {
+		r.Rows = slices.Clone(r.Rows) // programs are built from them later
 		t := &tokenRows{TokenRows: r, tensor: r.Module.Path + "." + tensors.Suffix}
 		if err := t.check(); err != nil {
 			return nil, err
