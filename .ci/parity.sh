@@ -75,7 +75,7 @@ fi
 
 suite() {
   check "$1" TestPythonAdapters TestGoAdapters
-  check "$1" TestPythonReadsQuantised
+  check "$1" TestGoManaged TestPythonReadsQuantised
   [ -z "$have_assets" ] || check "$1" TestStoriesTraining TestStoriesNF4
 }
 if wants go; then
