@@ -130,7 +130,7 @@ func TestConvolutions(t *testing.T) {
 	for _, dir := range dirs {
 		for _, gomlx := range []bool{false, true} {
 			name := filepath.Base(dir) + map[bool]string{false: " first", true: " last"}[gomlx]
-			t.Run(name, func(t *testing.T) { openConvolution(t, dir, gomlx).check(t) })
+			t.Run(name, func(t *testing.T) { backendtest.Sample(t, 5); openConvolution(t, dir, gomlx).check(t) })
 		}
 	}
 }

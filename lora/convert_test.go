@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/peft"
 )
@@ -53,6 +54,7 @@ func TestConvert(t *testing.T) {
 		"transposed 2": {"gpt2", LohaConfig{R: 2, TargetModules: peft.Modules("c_fc")}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			pm := noisy(t, c.family, c.config)
 			rows := peft.DefaultAdapter
 			run := func(name string) []float32 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
 	_ "github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
@@ -17,6 +18,7 @@ import (
 func TestGolden(t *testing.T) {
 	for _, g := range basetest.GoldenCases(t) {
 		t.Run(filepath.Base(g.Dir), func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			base := basetest.Load(t, filepath.Join(basetest.Fixtures, "families", g.Model))
 			pm, err := peft.LoadAdapter(base, g.Dir)
 			require.NoError(t, err)
@@ -52,6 +54,7 @@ func TestGolden(t *testing.T) {
 func TestGoldenMerged(t *testing.T) {
 	for _, g := range basetest.GoldenCases(t) {
 		t.Run(filepath.Base(g.Dir), func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			dir := filepath.Join(t.TempDir(), "merged")
 			base := basetest.Load(t, filepath.Join(basetest.Fixtures, "families", g.Model))
 			pm, err := peft.LoadAdapter(base, g.Dir)

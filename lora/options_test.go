@@ -113,6 +113,7 @@ func TestOptionsOnForeignModel(t *testing.T) {
 		"targets'":  {Bias: lora.BiasLoraOnly, UseDora: true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			c.R, c.TargetModules = 2, peft.Modules("hidden.dense")
 			pm, err := peft.GetPeftModel(base, c)
 			require.NoError(t, err)

@@ -65,6 +65,7 @@ func TestConvolutionsEqualPeft(t *testing.T) {
 	for _, name := range []string{"loha", "loha_cores", "lokr", "lokr_full", "lokr_cores", "adalora"} {
 		for _, last := range []bool{false, true} {
 			t.Run(name+map[bool]string{true: " channels last"}[last], func(t *testing.T) {
+				backendtest.Sample(t, 5)
 				c := convolutionCase{geometries: geometries, base: &basetest.Shape{}}
 				c.Dir = filepath.Join(root, name)
 				c.File, err = safetensors.Open(filepath.Join(c.Dir, "golden.safetensors"))

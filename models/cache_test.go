@@ -11,6 +11,7 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -92,6 +93,7 @@ func TestCache(t *testing.T) {
 	for _, name := range []string{"llama", "mistral", "qwen2_sliding", "qwen3", "gemma2", "gemma3_text", "phi3_partial",
 		"gpt2", "gpt2_scaling", "opt", "opt_post", "opt_bare", "gpt_neox", "gpt_neox_sequential"} {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			m, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
 			require.NoError(t, err)
 			defer m.Close()

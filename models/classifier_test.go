@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models/tokenizer"
@@ -62,6 +63,7 @@ func TestClassifierErrors(t *testing.T) {
 		}, `found "stray.bias"`},
 	} {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			dir := copyOfEncoder(t, c.fixture)
 			if c.change != nil {
 				editConfig(t, dir, c.change)

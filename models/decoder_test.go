@@ -14,6 +14,7 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/site"
 )
@@ -29,6 +30,7 @@ func TestOtherNames(t *testing.T) {
 		{"gpt_neox_sequential", "gpt_neox.", "layers.0.attention.masked_bias", "gpt_neox.embed_in.weight"},
 	} {
 		t.Run(c.family, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			plain := loadFixture(t, c.family)
 			dir := copyOf(t, c.family)
 			editWeights(t, dir, func(all map[string]safetensors.Tensor) {

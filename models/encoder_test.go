@@ -13,6 +13,7 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/site"
 )
@@ -53,6 +54,7 @@ func TestEncoders(t *testing.T) {
 			continue // TestTrunk
 		}
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			base, forward := encoderOutput(t, dir)
 			f, err := safetensors.Open(filepath.Join(dir, "golden.safetensors"))
 			require.NoError(t, err)
@@ -303,6 +305,7 @@ func TestEncoderConfigErrors(t *testing.T) {
 		"pruned heads": {"bert_masked", map[string]any{"pruned_heads": map[string]any{"0": []int{1}}}, "pruned_heads"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			dir := t.TempDir()
 			require.NoError(t, os.CopyFS(dir, os.DirFS(filepath.Join(encoderFixtures, c.fixture))))
 			editConfig(t, dir, c.change)

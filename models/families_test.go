@@ -108,6 +108,7 @@ func TestFamilies(t *testing.T) {
 			name, dir = name+"_legacy", withConfig(t, dir, config)
 		}
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			m, err := Load(context.Background(), dir, float32Options(t))
 			require.NoError(t, err)
 			defer m.Close()

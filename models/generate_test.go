@@ -57,6 +57,7 @@ func TestGenerateGolden(t *testing.T) {
 	require.NotEmpty(t, cases)
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			g := newGenerator(t, loadFixture(t, filepath.Base(c.Model)))
 			o := GenerateOptions{MaxNewTokens: len(c.NewIDs[0]), RepetitionPenalty: c.Options.RepetitionPenalty, StopTokens: []int32{}}
 			out, err := g.Generate(context.Background(), c.Prompts, o)

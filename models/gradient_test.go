@@ -52,6 +52,7 @@ func TestSites(t *testing.T) {
 	for _, name := range []string{"llama", "llama_tied", "llama_bias", "qwen2", "qwen3", "gemma_untied", "gemma2", "gemma3_text", "phi3",
 		"gpt2", "gpt2_scaling", "opt", "opt_post", "opt_bare", "gpt_neox", "gpt_neox_sequential"} {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			m, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
 			require.NoError(t, err)
 			defer m.Close()
@@ -158,6 +159,7 @@ func TestGradients(t *testing.T) {
 		"gemma2", "gemma3_text", "phi3_longrope",
 		"gpt2", "gpt2_scaling", "opt", "opt_post", "opt_bare", "gpt_neox", "gpt_neox_sequential"} {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			m, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
 			require.NoError(t, err)
 			defer m.Close()
@@ -196,6 +198,7 @@ func TestGradients(t *testing.T) {
 func TestHalfPrecision(t *testing.T) {
 	for _, name := range []string{"llama", "mistral", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "opt", "opt_post", "gpt_neox"} {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			wide, err := Load(context.Background(), filepath.Join(fixtures, name), float32Options(t))
 			require.NoError(t, err)
 			defer wide.Close()

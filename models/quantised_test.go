@@ -10,6 +10,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/quant"
 )
@@ -39,6 +40,7 @@ func TestQuantisedModels(t *testing.T) {
 				continue
 			}
 			t.Run(family+" "+name, func(t *testing.T) {
+				backendtest.Sample(t, 5)
 				m := loadQuantised(t, family, scheme)
 				require.Len(t, m.quantised, len(quantisable(m.network)))
 				for v := range m.store.IterVariables() {

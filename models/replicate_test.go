@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gopeft/gopeft/internal/backend"
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/site"
 )
@@ -72,6 +73,7 @@ func TestReplicate(t *testing.T) {
 		"gemma2": "model.layers.", "gemma3_text": "model.layers.", "phi3": "model.layers.",
 		"gpt2": "transformer.h.", "opt_post": "model.decoder.layers.", "gpt_neox": "gpt_neox.layers."} {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			m := loadFixture(t, name)
 			cases := ofTwo
 			if !backend.IsGo(m.Backend()) { // compiling is dear

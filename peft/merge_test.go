@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
@@ -59,6 +60,7 @@ func TestMergeUnties(t *testing.T) {
 				continue
 			}
 			t.Run(family+"/"+name, func(t *testing.T) {
+				backendtest.Sample(t, 5)
 				pm := attach(t, base, c.configs[0], peft.Options{Name: "0"})
 				names := []string{"0"}
 				for _, config := range c.configs[1:] {

@@ -9,6 +9,7 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
@@ -75,6 +76,7 @@ func zoo(t testing.TB, family string) (*models.Model, *peft.PeftModel) {
 func TestMixedRowsEqualUnmixed(t *testing.T) {
 	for _, family := range []string{"llama_tied", "qwen2"} {
 		t.Run(family, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			base, pm := zoo(t, family)
 			want := map[string][]float32{peft.BaseModel: logitsOf(t, base, selected(t, pm), fourRows)}
 			alone := func(name string) []float32 {
@@ -222,6 +224,7 @@ func TestMixedViewIsFixed(t *testing.T) {
 func TestMixedWrapped(t *testing.T) {
 	for _, m := range foreignModels {
 		t.Run(m.name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			base := wrap(t, m.fn, m.input)
 			pm := attachRandom(t, base, m.target)
 			require.NoError(t, pm.AddAdapter(lora.LoraConfig{R: 2, LoraAlpha: 3, TargetModules: m.target, InitLoraWeights: lora.InitRandom}, peft.Options{Name: "b", Seed: 5}))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/lora"
@@ -47,6 +48,7 @@ func names(t testing.TB, dir string) []string {
 func TestPythonAdaptersSurvive(t *testing.T) {
 	for _, g := range basetest.GoldenCases(t) {
 		t.Run(filepath.Base(g.Dir), func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			pm, err := peft.LoadAdapter(family(t, g.Model), g.Dir)
 			require.NoError(t, err)
 			dir := filepath.Join(t.TempDir(), "new", "adapter")

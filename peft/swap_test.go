@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
@@ -24,6 +25,7 @@ func TestMaxRankChangesNothing(t *testing.T) {
 			AlphaPattern: peft.Patterns{{Pattern: "q_proj", Value: 3}}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			config.InitLoraWeights = lora.InitRandom
 			plain := attach(t, base, config, peft.Options{Seed: 4})
 			padded := attach(t, base, config, peft.Options{Seed: 4, MaxRank: 6})

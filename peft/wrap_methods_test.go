@@ -7,6 +7,7 @@ import (
 	"github.com/gomlx/compute/shapes"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
 )
@@ -42,6 +43,7 @@ func TestWrappedMethods(t *testing.T) {
 				continue // it has no biases
 			}
 			t.Run(m.name+"/"+name, func(t *testing.T) {
+				backendtest.Sample(t, 5)
 				base := wrap(t, m.fn, m.input)
 				pm, err := peft.GetPeftModel(base, config)
 				require.NoError(t, err)

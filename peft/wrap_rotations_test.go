@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gopeft/gopeft/adapters"
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/site"
@@ -17,6 +18,7 @@ import (
 func TestWrappedRotationsAndRows(t *testing.T) {
 	for _, m := range foreignModels {
 		t.Run(m.name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			base := wrap(t, m.fn, m.input)
 			var linear, embeddings []string
 			for _, module := range base.Modules() {

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gopeft/gopeft/adapters"
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/site"
@@ -59,6 +60,7 @@ func through(t testing.TB, base *peft.WrappedModel, hook site.Hook, input *tenso
 func TestWrappedSites(t *testing.T) {
 	for _, m := range foreignModels {
 		t.Run(m.name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			base := wrap(t, m.fn, m.input)
 			input := example(m, 6)
 			plain := run(t, base, nil, input)
@@ -214,6 +216,7 @@ func perturb(t testing.TB, pm *peft.PeftModel) {
 func TestWrappedParameters(t *testing.T) {
 	for _, m := range foreignModels {
 		t.Run(m.name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			base := wrap(t, m.fn, m.input)
 			pm, err := peft.GetPeftModel(base, peft.Full{})
 			require.NoError(t, err)

@@ -165,6 +165,7 @@ func TestWrappedEqualsMergedWeights(t *testing.T) {
 				continue
 			}
 			t.Run(map[bool]string{true: "fused/", false: "plain/"}[fusion]+m.name, func(t *testing.T) {
+				backendtest.Sample(t, 5)
 				withFusion(t, fusion)
 				base := wrap(t, m.fn, m.input)
 				pm := attachRandom(t, base, m.target)
@@ -189,6 +190,7 @@ func TestWrappedModules(t *testing.T) {
 			continue
 		}
 		t.Run(m.name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			base := wrap(t, m.fn, m.input)
 			var paths []string
 			for _, module := range base.Modules() {
@@ -206,6 +208,7 @@ func TestWrappedMerge(t *testing.T) {
 			continue
 		}
 		t.Run(m.name, func(t *testing.T) {
+			backendtest.Sample(t, 5)
 			base := wrap(t, m.fn, m.input)
 			pm := attachRandom(t, base, m.target)
 			input := example(m, 4)

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gopeft/gopeft/internal/backend"
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	_ "github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
@@ -111,6 +112,7 @@ func TestCurvesOfPeft(t *testing.T) {
 				continue // compiling takes XLA seconds
 			}
 			t.Run(fmt.Sprintf("%s/parts=%d,checkpoint=%v", name, v.parts, v.checkpoint), func(t *testing.T) {
+				backendtest.Sample(t, 5)
 				pm := c.load(t)
 				config := c.stepConfig()
 				config.parts, config.checkpoint = v.parts, v.checkpoint

@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/peft"
@@ -45,6 +46,7 @@ func Golden(t *testing.T, pattern string) {
 	require.NotEmpty(t, paths, "no fixture matches %q", pattern)
 	for _, path := range paths {
 		t.Run(filepath.Base(filepath.Dir(path)), func(t *testing.T) {
+			backendtest.Sample(t, 8)
 			g := openGolden(t, path)
 			pm, err := peft.LoadAdapter(g.base(t), g.Dir)
 			require.NoError(t, err)

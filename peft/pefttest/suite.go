@@ -56,6 +56,7 @@ func Run(t *testing.T, s Suite) {
 	if s.Noise == 0 {
 		s.Noise = 0.1
 	}
+	backendtest.Sample(t, 12)
 	onGo := backend.IsGo(backendtest.Open(t))
 	for _, check := range checks {
 		t.Run(check.name, func(t *testing.T) {
