@@ -11,7 +11,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/peft"
@@ -62,7 +61,6 @@ func TestCombineEqualsPeft(t *testing.T) {
 	seen := 0
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			backendtest.Sample(t, 5)
 			report, err := AddWeightedAdapter(pm, name, Combination{Adapters: c.Adapters, Weights: c.Weights, Type: c.Type, Rank: c.Rank, Density: c.Density, MajoritySign: c.Sign})
 			require.NoError(t, err)
 			modules := 0
@@ -125,7 +123,6 @@ func TestCombineResidual(t *testing.T) {
 		{Type: DareTiesSVD, Density: 0.7, MajoritySign: SignFrequency}, {Type: MagnitudePruneSVD, Density: 1, Rank: 20}, {Type: MagnitudePruneSVD, Density: 0.3},
 	} {
 		t.Run(fmt.Sprint(c.Type, c.Rank), func(t *testing.T) {
-			backendtest.Sample(t, 5)
 			pm := several(t)
 			c.Adapters, c.Weights = names, weights
 			report, err := AddWeightedAdapter(pm, "sum", c)
