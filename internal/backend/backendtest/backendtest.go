@@ -39,16 +39,17 @@ func Open(t testing.TB) compute.Backend {
 const EnvAll = "GOPEFT_TEST_ALL"
 
 // Sample skips a row of a table of tests on a backend that compiles for seconds what the Go
-// backend runs at once: there one row in n runs, always the same ones. The Go backend
-// runs all of them, and so does any backend with $GOPEFT_TEST_ALL.
+// backend runs at once, and in short runs, which are those with the race detector: there
+// one row in n runs, always the same ones. Otherwise the Go backend runs all of them, and so
+// does any backend with $GOPEFT_TEST_ALL.
 func Sample(t testing.TB, n uint32) {
 	t.Helper()
-	if backend.IsGo(Open(t)) || os.Getenv(EnvAll) != "" {
+	if backend.IsGo(Open(t)) && !testing.Short() || os.Getenv(EnvAll) != "" {
 		return
 	}
 	h := fnv.New32a()
 	h.Write([]byte(t.Name()))
 	if h.Sum32()%n != 0 {
-		t.Skipf("one row in %d runs on this backend; all of them with %s=1", n, EnvAll)
+		t.Skipf("one row in %d runs on this backend, or in a short run; all of them with %s=1", n, EnvAll)
 	}
 }
