@@ -81,16 +81,7 @@ func (m *albert) maskedHead() head {
 }
 
 func (m *albert) sequenceHead(labels int) head {
-	hidden := m.config.HiddenSize
-	pooler, classifier := biasedLinear(m.path("pooler"), hidden, hidden), classifierModule("classifier", hidden, labels)
-	return head{
-		pooling: []site.Module{pooler},
-		modules: []site.Module{classifier},
-		build: func(b *Blocks, x *Node) *Node {
-			x = Tanh(b.Linear(pooler.Path, firstToken(x)))
-			return b.Linear(classifier.Path, b.Dropout("classifier.dropout", x, m.sequenceDropout))
-		},
-	}
+	return m.pooledHead(m.path("pooler"), labels)
 }
 
 func (m *albert) otherTasks() []string { return []string{"sop_classifier.", "qa_outputs."} }

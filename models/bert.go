@@ -51,26 +51,12 @@ func (m *bert) layer(i int) blockPaths {
 }
 
 func (m *bert) trunk() []site.Module {
-	modules := m.embeddingModules()
-	for i := range m.config.NumLayers {
-		modules = append(modules, m.blockModules(m.layer(i))...)
-	}
-	return modules
+	return m.stackModules(m.layer)
 }
 
 func (m *bert) encode(b *Blocks, in site.Tokens) *Node {
 	pass := m.start(in)
-	return m.blocks(b, pass, m.embed(b, in, pass.positions()))
-}
-
-func (m *bert) blocks(b *Blocks, pass *attentionPass, x *Node) *Node {
-	for i := range m.config.NumLayers {
-		x = m.block(b, pass, m.layer(i), 0, x)
-	}
-	if b.Checkpoint {
-		x = x.StopCheckpoint()
-	}
-	return x
+	return m.stack(b, pass, m.layer, m.embed(b, in, pass.positions()))
 }
 
 func (m *bert) maskedHead() head {
@@ -79,16 +65,7 @@ func (m *bert) maskedHead() head {
 }
 
 func (m *bert) sequenceHead(labels int) head {
-	hidden := m.config.HiddenSize
-	pooler, classifier := biasedLinear(m.path("pooler.dense"), hidden, hidden), classifierModule("classifier", hidden, labels)
-	return head{
-		pooling: []site.Module{pooler},
-		modules: []site.Module{classifier},
-		build: func(b *Blocks, x *Node) *Node {
-			x = Tanh(b.Linear(pooler.Path, firstToken(x)))
-			return b.Linear(classifier.Path, b.Dropout("classifier.dropout", x, m.sequenceDropout))
-		},
-	}
+	return m.pooledHead(m.path("pooler.dense"), labels)
 }
 
 func (m *bert) otherTasks() []string { return []string{"cls.seq_relationship.", "qa_outputs."} }
@@ -112,7 +89,7 @@ func (m *roberta) encode(b *Blocks, in site.Tokens) *Node {
 	if in.Positions == nil {
 		positions = pass.countedPositions(m.pad)
 	}
-	return m.blocks(b, pass, m.embed(b, in, positions))
+	return m.stack(b, pass, m.layer, m.embed(b, in, positions))
 }
 
 func (m *roberta) maskedHead() head {

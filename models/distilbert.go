@@ -47,23 +47,12 @@ func (m *distilbert) layer(i int) blockPaths {
 }
 
 func (m *distilbert) trunk() []site.Module {
-	modules := m.embeddingModules()
-	for i := range m.config.NumLayers {
-		modules = append(modules, m.blockModules(m.layer(i))...)
-	}
-	return modules
+	return m.stackModules(m.layer)
 }
 
 func (m *distilbert) encode(b *Blocks, in site.Tokens) *Node {
 	pass := m.start(in)
-	x := m.embed(b, in, pass.positions())
-	for i := range m.config.NumLayers {
-		x = m.block(b, pass, m.layer(i), 0, x)
-	}
-	if b.Checkpoint {
-		x = x.StopCheckpoint()
-	}
-	return x
+	return m.stack(b, pass, m.layer, m.embed(b, in, pass.positions()))
 }
 
 func (m *distilbert) maskedHead() head {

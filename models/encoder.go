@@ -8,10 +8,8 @@ import (
 	"strings"
 
 	"github.com/gomlx/compute/dtypes"
-	"github.com/gomlx/compute/shapes"
 	. "github.com/gomlx/gomlx/core/graph"
 
-	"github.com/gopeft/gopeft/internal/graphx"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -212,6 +210,40 @@ func (o *encoderOptions) block(b *Blocks, pass *attentionPass, p blockPaths, use
 	return b.LayerNorm(p.outputNorm, Add(x, down), o.normEps)
 }
 
+// stackModules lists the trunk of embeddings and then the blocks of all layers.
+func (o *encoderOptions) stackModules(layer func(i int) blockPaths) []site.Module {
+	modules := o.embeddingModules()
+	for i := range o.config.NumLayers {
+		modules = append(modules, o.blockModules(layer(i))...)
+	}
+	return modules
+}
+
+// stack builds the blocks of all layers.
+func (o *encoderOptions) stack(b *Blocks, pass *attentionPass, layer func(i int) blockPaths, x *Node) *Node {
+	for i := range o.config.NumLayers {
+		x = o.block(b, pass, layer(i), 0, x)
+	}
+	if b.Checkpoint {
+		x = x.StopCheckpoint()
+	}
+	return x
+}
+
+// pooledHead is the head of sequences that stands on the checkpoint's own pooler.
+func (o *encoderOptions) pooledHead(poolerPath string, labels int) head {
+	hidden := o.config.HiddenSize
+	pooler, classifier := biasedLinear(poolerPath, hidden, hidden), classifierModule("classifier", hidden, labels)
+	return head{
+		pooling: []site.Module{pooler},
+		modules: []site.Module{classifier},
+		build: func(b *Blocks, x *Node) *Node {
+			x = Tanh(b.Linear(pooler.Path, firstToken(x)))
+			return b.Linear(classifier.Path, b.Dropout("classifier.dropout", x, o.sequenceDropout))
+		},
+	}
+}
+
 // maskedHeadOf is the head of a masked language model: a transform in the embeddings'
 // width and a projection that shares the word embedding's weight, and whose bias may
 // have a name of its own.
@@ -323,55 +355,6 @@ func (m *maskedLM) CacheShape() site.CacheShape { return site.CacheShape{} }
 func (m *maskedLM) Hidden(b *Blocks, in site.Tokens) *Node { return m.encode(b, in) }
 
 func (m *maskedLM) Logits(b *Blocks, hidden *Node) *Node { return m.head.build(b, hidden) }
-
-// attendAll is scaled dot-product attention to all tokens of the same segment, before
-// and after: q, already scaled, k and v [batch, length, heads, headDim] -> [batch,
-// length, heads·headDim]. drop is applied to the weights.
-func (c *attentionPass) attendAll(q, k, v *Node, drop func(weights *Node) *Node) *Node {
-	dims := q.Shape().Dimensions
-	batch, length, heads, headDim := dims[0], dims[1], dims[2], dims[3]
-	q = Reshape(q, batch, length, heads, 1, headDim)
-	scores := graphx.Dot(q, []int{4}, []int{0, 2}, k, []int{3}, []int{0, 2}) // [batch, heads, length, 1, slots]
-	scores = ConvertDType(scores, dtypes.Float32)
-	if c.in.Segments != nil {
-		scores = Add(scores, c.segmentMask())
-	}
-	out := graphx.SoftmaxDropDot(scores, v, drop)
-	return Reshape(TransposeAllAxes(out, 0, 2, 1, 3, 4), batch, length, heads*headDim)
-}
-
-// segmentMask is [attentionPass.mask] without causality.
-func (c *attentionPass) segmentMask() *Node {
-	const key = -1 // no window has this length
-	if m, ok := c.masks[key]; ok {
-		return m
-	}
-	own, other := InsertAxes(c.in.Segments, -1), InsertAxes(c.in.Segments, 1)
-	// What padding sees matters to nobody, but the first token decides a sequence: it
-	// sees all tokens where it is padding, as in transformers, whose mask knows only keys.
-	visible := LogicalOr(Equal(own, other), Equal(own, ZerosLike(own)))
-	visible = LogicalAnd(visible, NotEqual(other, ZerosLike(other)))
-	g := own.Graph()
-	added := Where(visible, ScalarZero(g, dtypes.Float32), Scalar(g, dtypes.Float32, invisible))
-	c.masks[key] = Reshape(added, own.Shape().Dimensions[0], 1, c.length, 1, c.slots)
-	return c.masks[key]
-}
-
-// countedPositions counts the tokens of each row that are no padding, from first on;
-// padding has the row pad: [batch, length] int32.
-func (c *attentionPass) countedPositions(pad int) *Node {
-	ids, g := c.in.IDs, c.in.IDs.Graph()
-	isToken := NotEqual(ids, Scalar(g, dtypes.Int32, pad))
-	if s := c.in.Segments; s != nil {
-		isToken = LogicalAnd(isToken, NotEqual(s, ZerosLike(s)))
-	}
-	// A sum of zeros and ones as a product with a triangle is exact in float32.
-	ones := ConvertDType(isToken, dtypes.Float32)
-	square := shapes.Make(dtypes.Int32, c.length, c.length)
-	triangle := ConvertDType(LessOrEqual(Iota(g, square, 0), Iota(g, square, 1)), dtypes.Float32)
-	count := ConvertDType(Mul(graphx.MatMul(ones, triangle), ones), dtypes.Int32)
-	return AddScalar(count, pad)
-}
 
 // errNotCausal is the reason why an encoder generates nothing.
 var errNotCausal = errors.New("it is an encoder, which reads a text in both directions and continues none")
