@@ -80,11 +80,11 @@ type AdaLoraConfig struct {
 
 // adaLoraFixed are LoRA's options, which AdaLoRA ignores or refuses in peft too.
 var adaLoraFixed = fixed{
-	"alora_invocation_tokens": "null", "alpha_pattern": "{}", "arrow_config": "null", "corda_config": "null",
-	"ensure_weight_tying": "false", "eva_config": "null", "kasa_config": "null", "layer_replication": "null", "loftq_config": "{}",
-	"lora_bias": "false", "lora_ga_config": "null", "megatron_config": "null", "megatron_core": `"megatron.core"`,
-	"monteclora_config": "null", "qalora_group_size": "16", "target_parameters": "null", "trainable_token_indices": "null",
-	"use_bdlora": "null", "use_dora": "false", "use_qalora": "false", "use_rslora": "false", "velora_config": "null",
+	"alora_invocation_tokens": {"null"}, "alpha_pattern": {"{}"}, "arrow_config": {"null"}, "corda_config": {"null"},
+	"ensure_weight_tying": {"false"}, "eva_config": {"null"}, "kasa_config": {"null"}, "layer_replication": {"null"}, "loftq_config": {"{}"},
+	"lora_bias": {"false"}, "lora_ga_config": {"null"}, "megatron_config": {"null"}, "megatron_core": {`"megatron.core"`},
+	"monteclora_config": {"null"}, "qalora_group_size": {"16"}, "target_parameters": {"null"}, "trainable_token_indices": {"null"},
+	"use_bdlora": {"null"}, "use_dora": {"false"}, "use_qalora": {"false"}, "use_rslora": {"false"}, "velora_config": {"null"},
 }
 
 // PeftType implements [peft.Config].

@@ -140,7 +140,7 @@ func (c LoraConfig) onlyParameters() bool {
 // complete fills in what follows from the base, so that the saved configuration
 // depends on no default.
 func (c LoraConfig) complete(targets, modules []site.Module) LoraConfig {
-	c.LoraAlpha = c.alpha()
+	c.LoraAlpha = orEight(c.LoraAlpha)
 	if c.TargetModules.IsAllLinear() {
 		c.TargetModules = peft.Modules(peft.Shorten(targets, modules)...)
 	}

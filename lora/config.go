@@ -1,10 +1,10 @@
 package lora
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 
 	"github.com/gopeft/gopeft/internal/pyjson"
 	"github.com/gopeft/gopeft/peft"
@@ -93,14 +93,6 @@ func (c LoraConfig) selection() peft.Selection {
 	}
 }
 
-// alpha is LoraAlpha with its default.
-func (c LoraConfig) alpha() float64 {
-	if c.LoraAlpha == 0 {
-		return 8
-	}
-	return c.LoraAlpha
-}
-
 // Validate implements [peft.Config].
 func (c LoraConfig) Validate() error {
 	if err := c.validate(); err != nil {
@@ -110,16 +102,9 @@ func (c LoraConfig) Validate() error {
 }
 
 func (c LoraConfig) validate() error {
-	switch {
-	case c.R <= 0 || c.R > maxRank:
-		return fmt.Errorf("r is %d, want a rank of at least 1 (peft's default is 8)", c.R)
-	case math.IsNaN(c.LoraAlpha) || math.IsInf(c.LoraAlpha, 0):
-		return fmt.Errorf("lora_alpha is %v, want a finite number", c.LoraAlpha)
-	case !(c.LoraDropout >= 0 && c.LoraDropout < 1):
-		return fmt.Errorf("lora_dropout is %v, want a rate in [0, 1)", c.LoraDropout)
-	}
-	if err := c.checkInit(); err != nil {
-		return err
+	first := cmp.Or(checkRank("r", c.R, 8), checkNumber("lora_alpha", c.LoraAlpha), checkRate("lora_dropout", c.LoraDropout), c.checkInit())
+	if first != nil {
+		return first
 	}
 	var selection error
 	if !c.onlyParameters() {
@@ -129,9 +114,9 @@ func (c LoraConfig) validate() error {
 		selection,
 		c.Bias.check(BiasLoraOnly),
 		c.TrainableTokenIndices.Check(),
-		c.RankPattern.Check("rank_pattern", func(v float64) bool { return v >= 1 && v <= maxRank && v == math.Trunc(v) }, "a rank of at least 1"),
-		c.AlphaPattern.Check("alpha_pattern", func(v float64) bool { return v != 0 }, "a finite number other than 0"),
-		c.checkOther(),
+		checkRankPattern(c.RankPattern),
+		checkAlphaPattern(c.AlphaPattern),
+		loraFixed.check(c.Unknown),
 	)
 }
 
@@ -147,7 +132,7 @@ func (c LoraConfig) MarshalJSON() ([]byte, error) {
 		LoraAlpha   float64      `json:"lora_alpha"`
 		LoraDropout pyjson.Float `json:"lora_dropout"`
 		LoftqConfig any          `json:"loftq_config"`
-	}{plain(c), c.alpha(), pyjson.Float(c.LoraDropout), c.loftqSettings()})
+	}{plain(c), orEight(c.LoraAlpha), pyjson.Float(c.LoraDropout), c.loftqSettings()})
 }
 
 // loftqSettings is an empty object without settings.

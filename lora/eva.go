@@ -318,7 +318,7 @@ func (e *eva) configure(config LoraConfig, a *adapter) (LoraConfig, error) {
 		if rank != c.R {
 			c.RankPattern = append(c.RankPattern, peft.Pattern{Pattern: pattern, Value: float64(rank)})
 		}
-		if alpha != c.alpha() {
+		if alpha != orEight(c.LoraAlpha) {
 			c.AlphaPattern = append(c.AlphaPattern, peft.Pattern{Pattern: pattern, Value: alpha})
 		}
 	}

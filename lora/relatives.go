@@ -1,11 +1,8 @@
 package lora
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -265,16 +262,7 @@ func keepPerOutput(u *peft.Use, y *graph.Node, rate float64, whole, rescale bool
 	if rescale {
 		kept = graph.Div(kept, graph.MaxScalar(graph.ReduceAllMean(kept), 0.5/float64(n)))
 	}
-	dims := make([]int, y.Rank())
-	for i := range dims {
-		dims[i] = 1
-	}
-	channel := y.Rank() - 1
-	if u.Site.Kind == site.Convolution && !u.Site.Conv.ChannelsLast {
-		channel = 1
-	}
-	dims[channel] = n
-	return graph.Mul(y, graph.ConvertDType(graph.Reshape(kept, dims...), y.DType()))
+	return graph.Mul(y, graph.ConvertDType(u.Site.Expand(kept, y.Rank()), y.DType()))
 }
 
 // Switch is an option that is on unless it is turned off.
@@ -286,34 +274,6 @@ const (
 	// Off turns the option off.
 	Off = peft.Off
 )
-
-// fixed are keys of a file that a method has no field for, with peft's values for them; any
-// other value but null is refused.
-type fixed map[string]string
-
-func (f fixed) check(unknown map[string]json.RawMessage) error {
-	for _, key := range slices.Sorted(maps.Keys(f)) {
-		var text bytes.Buffer
-		if unknown[key] == nil {
-			continue
-		}
-		if err := json.Compact(&text, unknown[key]); err != nil {
-			return fmt.Errorf("%s: %w", key, err)
-		}
-		if got := text.String(); got != f[key] && got != "null" {
-			return fmt.Errorf("option %q = %s is not supported", key, got)
-		}
-	}
-	return nil
-}
-
-func (f fixed) defaults() map[string]json.RawMessage {
-	d := make(map[string]json.RawMessage, len(f))
-	for key, value := range f {
-		d[key] = json.RawMessage(value)
-	}
-	return d
-}
 
 // prefixed puts a method's name before an error.
 func prefixed(name string, errs ...error) error {
