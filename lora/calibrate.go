@@ -123,6 +123,12 @@ func (c *collector) Parameter(_ *site.Pass, _ string, base func() *graph.Node) *
 	return base()
 }
 
+// Sublayer implements [site.Hook].
+func (c *collector) Sublayer(_ *site.Pass, s *site.Sublayer) *graph.Node { return s.Join(s.Output) }
+
+// Prefix implements [site.Hook].
+func (c *collector) Prefix(*site.Pass, site.Tokens) site.Prefix { return site.Prefix{} }
+
 // Adapts implements [site.Hook].
 func (c *collector) Adapts(path string) bool { return c.wanted[path] }
 

@@ -2,6 +2,7 @@ package models
 
 import (
 	"fmt"
+	"strings"
 
 	. "github.com/gomlx/gomlx/core/graph"
 
@@ -47,6 +48,7 @@ func (m *albert) inGroup(group, i int) blockPaths {
 		query: at + "attention.query", key: at + "attention.key", value: at + "attention.value",
 		out: at + "attention.dense", attentionNorm: at + "attention.LayerNorm",
 		up: at + "ffn", down: at + "ffn_output", outputNorm: at + "full_layer_layer_norm",
+		attention: at + "attention", feedForward: strings.TrimSuffix(at, "."),
 	}
 }
 
@@ -60,13 +62,27 @@ func (m *albert) trunk() []site.Module {
 	return modules
 }
 
-func (m *albert) encode(b *Blocks, in site.Tokens) *Node {
-	pass := m.start(in)
-	x := b.Linear(m.path(albertMapping), m.embed(b, in, pass.positions()))
+// group says whose parameters a layer has.
+func (m *albert) group(layer int) int {
+	return int(float64(layer) / (float64(m.config.NumLayers) / float64(m.groups)))
+}
+
+func (m *albert) Layers() []site.Layer {
+	var out []site.Layer
 	for layer := range m.config.NumLayers {
-		group := int(float64(layer) / (float64(m.config.NumLayers) / float64(m.groups)))
 		for i := range m.inner {
-			x = m.block(b, pass, m.inGroup(group, i), layer, x)
+			out = append(out, m.layer(m.inGroup(m.group(layer), i)))
+		}
+	}
+	return out
+}
+
+func (m *albert) encode(b *Blocks, in site.Tokens) *Node {
+	pass := m.start(b, in)
+	x := b.Linear(m.path(albertMapping), m.embed(b, pass, pass.positions()))
+	for layer := range m.config.NumLayers {
+		for i := range m.inner {
+			x = m.block(b, pass, m.inGroup(m.group(layer), i), layer, x)
 		}
 	}
 	if b.Checkpoint {

@@ -23,6 +23,8 @@ type Architecture interface {
 	// Ignorable reports whether a checkpoint tensor that is no parameter is known
 	// to be harmless, such as a stored buffer that the model computes itself.
 	Ignorable(tensor string) bool
+	// Layers lists the blocks in the order of the forward pass.
+	Layers() []site.Layer
 	// CacheShape says what a key/value cache holds.
 	CacheShape() site.CacheShape
 	// Hidden builds the model up to and including the final norm, see [site.LanguageModel].

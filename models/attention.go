@@ -17,15 +17,20 @@ import (
 // attentionPass is what the layers of one pass share: which slots a token may see.
 type attentionPass struct {
 	in     site.Tokens
-	length int // tokens of this pass
-	slots  int // keys a token may see: length, or the slots of a filled cache
+	layers []site.Layer
+	prefix site.Prefix
+	rows   int // of the prefix that this pass computes: none if it continues others
+	length int // rows and tokens of this pass
+	slots  int // keys a token may see: those of the prefix and length, or the slots of a filled cache
+	block  int // of an encoder: the one that is built next
 	masks  map[int]*Node
 	// scoreCap bounds the scores smoothly, see softCap; 0: not at all.
 	scoreCap float64
 }
 
 // newAttentionPass checks the inputs of a pass and prepares its masks.
-func newAttentionPass(in site.Tokens, layers int) *attentionPass {
+func (b *Blocks) newAttentionPass(in site.Tokens) *attentionPass {
+	layers := b.model.network.Layers()
 	if in.IDs == nil || in.IDs.Rank() != 2 || in.IDs.DType() != dtypes.Int32 {
 		panic(errors.New("models: token ids: wanted [batch, length] int32"))
 	}
@@ -34,17 +39,19 @@ func newAttentionPass(in site.Tokens, layers int) *attentionPass {
 			panic(fmt.Errorf("models: %s: wanted %s as the ids, got %s", name, in.IDs.Shape(), node.Shape()))
 		}
 	}
-	c := &attentionPass{in: in, length: in.IDs.Shape().Dimensions[1], masks: map[int]*Node{}}
-	c.slots = c.length
+	c := &attentionPass{in: in, layers: layers, prefix: b.prefix(in, layers), length: in.IDs.Shape().Dimensions[1], masks: map[int]*Node{}}
 	if !c.filled() {
+		c.rows = c.prefix.Rows()
+		c.length += c.rows
+		c.slots = c.prefix.Slots() + c.length
 		return c
 	}
 	if in.Segments != nil {
 		panic(errors.New("models: segments cannot be combined with a filled cache: pad on the left and give Starts"))
 	}
-	if len(in.Cache.Keys) != layers || len(in.Cache.Values) != layers {
+	if len(in.Cache.Keys) != len(layers) || len(in.Cache.Values) != len(layers) {
 		panic(fmt.Errorf("models: cache: wanted keys and values of %d layers, got %d and %d",
-			layers, len(in.Cache.Keys), len(in.Cache.Values)))
+			len(layers), len(in.Cache.Keys), len(in.Cache.Values)))
 	}
 	c.slots = in.Cache.Keys[0].Shape().Dimensions[1]
 	return c
@@ -60,27 +67,40 @@ func (c *attentionPass) starts() *Node {
 	return c.in.Cache.Starts
 }
 
-// positions returns the positions of the pass's tokens, [batch or 1, length]
-// int32: those given, or each token's distance from the first used slot of its row.
+// positions returns the positions of the pass's rows and tokens, [batch or 1, length]
+// int32: those given, or each token's distance from the first used slot of its row;
+// virtual tokens come before them.
 func (c *attentionPass) positions() *Node {
+	virtual := c.prefix.Len()
 	if c.in.Positions != nil {
-		return c.in.Positions
+		return c.afterRows(AddScalar(c.in.Positions, virtual))
 	}
 	p := c.querySlots()
 	if s := c.starts(); s != nil {
-		p = Sub(p, InsertAxes(s, -1))
-		p = Max(p, ZerosLike(p))
+		moved := Sub(p, InsertAxes(s, -1))
+		least := AddScalar(ZerosLike(moved), virtual)
+		p = BroadcastToShape(p, moved.Shape())
+		p = Where(LessThan(p, least), p, Max(moved, least))
 	}
 	return p
 }
 
-// querySlots returns the slot of each token of the pass, [1, length] int32.
+// afterRows puts the positions of the prefix's rows before those of tokens, [batch, tokens] int32.
+func (c *attentionPass) afterRows(tokens *Node) *Node {
+	if c.rows == 0 {
+		return tokens
+	}
+	rows := Iota(tokens.Graph(), shapes.Make(dtypes.Int32, tokens.Shape().Dim(0), c.rows), 1)
+	return Concatenate([]*Node{AddScalar(rows, c.prefix.Slots()), tokens}, 1)
+}
+
+// querySlots returns the slot of each row and token of the pass, [1, length] int32.
 func (c *attentionPass) querySlots() *Node {
 	slots := Iota(c.in.IDs.Graph(), shapes.Make(dtypes.Int32, 1, c.length), 1)
 	if c.filled() {
-		slots = Add(slots, Reshape(c.in.Cache.Index, 1, 1))
+		return Add(slots, Reshape(c.in.Cache.Index, 1, 1))
 	}
-	return slots
+	return AddScalar(slots, c.prefix.Slots())
 }
 
 // plain reports whether a layer with this window (0: none) is merely causal.
@@ -109,11 +129,14 @@ func (c *attentionPass) mask(window int) *Node {
 		visible = LogicalAnd(visible, GreaterThan(key, AddScalar(query, -window)))
 	}
 	if s := c.starts(); s != nil {
-		visible = LogicalAnd(visible, GreaterOrEqual(key, Reshape(s, -1, 1, 1)))
+		virtual := Scalar(g, dtypes.Int32, c.prefix.Len())
+		unpadded := GreaterOrEqual(Sub(key, virtual), Reshape(s, -1, 1, 1))
+		visible = LogicalAnd(visible, LogicalOr(LessThan(key, virtual), unpadded))
 	}
-	if s := c.in.Segments; s != nil {
-		own, other := InsertAxes(s, -1), InsertAxes(s, 1)
-		visible = LogicalAnd(visible, LogicalAnd(Equal(own, other), NotEqual(own, ZerosLike(own))))
+	if c.in.Segments != nil {
+		own, other := c.segments()
+		same := LogicalAnd(Equal(own, other), NotEqual(own, ZerosLike(own)))
+		visible = LogicalAnd(visible, LogicalOr(same, Equal(other, Scalar(g, dtypes.Int32, virtualSegment))))
 	}
 	added := Where(visible, ScalarZero(g, dtypes.Float32), Scalar(g, dtypes.Float32, invisible))
 	batch := added.Shape().Dimensions[0]
@@ -123,8 +146,11 @@ func (c *attentionPass) mask(window int) *Node {
 
 // remember puts the keys and values of layer i, [batch, length, kvHeads, headDim],
 // into the pass's cache and returns what its tokens look at: the whole cache, or
-// their own keys and values in a first pass.
+// the prefix's and their own keys and values in a first pass.
 func (c *attentionPass) remember(i int, k, v *Node) (keys, values *Node) {
+	if !c.filled() {
+		k, v = c.afterSlots(c.prefix.Keys, i, k), c.afterSlots(c.prefix.Values, i, v)
+	}
 	cache := c.in.Cache
 	if cache == nil {
 		return k, v
@@ -161,8 +187,12 @@ func (c *attentionPass) attend(q, k, v *Node, window int) *Node {
 	dims := q.Shape().Dimensions
 	batch, length, heads, headDim := dims[0], dims[1], dims[2], dims[3]
 	if c.plain(window) && c.scoreCap == 0 && flash(q) {
+		slots := c.prefix.Slots()
+		if slots > 0 { // the kernel wants as many queries as keys
+			q = Concatenate([]*Node{Zeros(q.Graph(), shapes.Make(q.DType(), batch, slots, heads, headDim)), q}, 1)
+		}
 		out, _ := attention.Core(q, k, v, attention.LayoutBSHD, attention.CoreOptions{UseCausalMask: true, Scale: 1})
-		return Reshape(out, batch, length, heads*headDim)
+		return Reshape(SliceAxis(out, 1, AxisRange(slots)), batch, length, heads*headDim)
 	}
 	kvHeads := k.Shape().Dimensions[2]
 	q = Reshape(q, batch, length, kvHeads, heads/kvHeads, headDim)

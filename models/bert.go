@@ -47,6 +47,7 @@ func (m *bert) layer(i int) blockPaths {
 		query: at + "attention.self.query", key: at + "attention.self.key", value: at + "attention.self.value",
 		out: at + "attention.output.dense", attentionNorm: at + "attention.output.LayerNorm",
 		up: at + "intermediate.dense", down: at + "output.dense", outputNorm: at + "output.LayerNorm",
+		attention: at + "attention.output", feedForward: at + "output",
 	}
 }
 
@@ -54,9 +55,11 @@ func (m *bert) trunk() []site.Module {
 	return m.stackModules(m.layer)
 }
 
+func (m *bert) Layers() []site.Layer { return m.stackLayers(m.layer) }
+
 func (m *bert) encode(b *Blocks, in site.Tokens) *Node {
-	pass := m.start(in)
-	return m.stack(b, pass, m.layer, m.embed(b, in, pass.positions()))
+	pass := m.start(b, in)
+	return m.stack(b, pass, m.layer, m.embed(b, pass, pass.positions()))
 }
 
 func (m *bert) maskedHead() head {
@@ -84,12 +87,12 @@ type roberta struct {
 }
 
 func (m *roberta) encode(b *Blocks, in site.Tokens) *Node {
-	pass := m.start(in)
+	pass := m.start(b, in)
 	positions := AddScalar(pass.positions(), m.pad+1)
 	if in.Positions == nil {
 		positions = pass.countedPositions(m.pad)
 	}
-	return m.stack(b, pass, m.layer, m.embed(b, in, positions))
+	return m.stack(b, pass, m.layer, m.embed(b, pass, positions))
 }
 
 func (m *roberta) maskedHead() head {

@@ -23,7 +23,7 @@ type Blueprint struct {
 	linear map[string]site.Module // see quantisable
 }
 
-var _ site.Base = (*Blueprint)(nil)
+var _ site.Transformer = (*Blueprint)(nil)
 
 // NewBlueprint reads a config.json. Of the options, DType (zero: bfloat16, as on CUDA) and
 // Quantization count; a configuration of a checkpoint that bitsandbytes has quantised needs none.
@@ -79,6 +79,12 @@ func (b *Blueprint) Modules() []site.Module { return b.arch.Modules() }
 
 // Parameters lists every parameter once.
 func (b *Blueprint) Parameters() []site.Parameter { return b.arch.Parameters() }
+
+// Layers lists the blocks in the order of the forward pass.
+func (b *Blueprint) Layers() []site.Layer { return b.arch.Layers() }
+
+// Words is the embedding of token ids.
+func (b *Blueprint) Words() site.Module { return wordsOf(b.arch) }
 
 // CacheShape says what a key/value cache holds.
 func (b *Blueprint) CacheShape() site.CacheShape { return b.arch.CacheShape() }

@@ -27,11 +27,12 @@ type Classifier struct {
 }
 
 var (
-	_ site.Classifier = (*Classifier)(nil)
-	_ site.Tasked     = (*Classifier)(nil)
-	_ site.Exporter   = (*Classifier)(nil)
-	_ ClassifierView  = (*Classifier)(nil)
-	_ io.Closer       = (*Classifier)(nil)
+	_ site.Classifier  = (*Classifier)(nil)
+	_ site.Tasked      = (*Classifier)(nil)
+	_ site.Transformer = (*Classifier)(nil)
+	_ site.Exporter    = (*Classifier)(nil)
+	_ ClassifierView   = (*Classifier)(nil)
+	_ io.Closer        = (*Classifier)(nil)
 )
 
 // Labels are the names of the labels, in the order of the scores.
@@ -53,10 +54,15 @@ func (c *Classifier) TaskType() string {
 
 // Classify builds the scores before softmax: [batch, labels], or [batch, length,
 // labels] if PerToken. A row padded on either side needs in.Segments, 0 for padding;
-// a sequence is judged by its first token, so padding is best on the right.
+// a sequence is judged by its first token, so padding is best on the right. With a prompt
+// that is the first virtual token, as in peft.
 func (c *Classifier) Classify(p *site.Pass, in site.Tokens) *graph.Node {
 	b := newBlocks(p, &c.core)
-	return c.net.head.build(b, c.net.encode(b, in))
+	hidden := c.net.encode(b, in)
+	if c.net.perToken {
+		hidden = tokensOf(in, hidden)
+	}
+	return c.net.head.build(b, hidden)
 }
 
 // Export writes the classifier, its head included, to the folder dir as a Hugging Face

@@ -34,7 +34,7 @@ type PredictOptions struct {
 	// BatchSize is the number of texts computed at once. Zero: 32.
 	BatchSize int
 	// MaxLength is the number of tokens, special ones included, after which a text is
-	// cut off. Zero: what the model was made for.
+	// cut off. Zero: what the model was made for, less the adapters' virtual tokens.
 	MaxLength int
 }
 
@@ -110,6 +110,8 @@ type predictor struct {
 	base    *Classifier
 	view    ClassifierView
 	options PredictOptions
+	// positions is the longest row.
+	positions int
 }
 
 func newPredictor(view ClassifierView, perToken bool, options []PredictOptions) (*predictor, error) {
@@ -120,7 +122,10 @@ func newPredictor(view ClassifierView, perToken bool, options []PredictOptions) 
 	if !ok {
 		return nil, fmt.Errorf("the base is a %T: wanted a *models.Classifier", view.Base())
 	}
-	p := &predictor{base: base, view: view}
+	p := &predictor{base: base, view: view, positions: base.MaxPositions()}
+	if v, ok := view.(site.Prefixed); ok {
+		p.positions -= v.VirtualTokens()
+	}
 	if len(options) > 0 {
 		p.options = options[0]
 	}
@@ -136,11 +141,11 @@ func newPredictor(view ClassifierView, perToken bool, options []PredictOptions) 
 		p.options.BatchSize = 32
 	}
 	if p.options.MaxLength == 0 {
-		p.options.MaxLength = base.MaxPositions()
+		p.options.MaxLength = p.positions
 	}
-	if p.options.BatchSize < 0 || p.options.MaxLength < 2 || p.options.MaxLength > base.MaxPositions() {
+	if p.options.BatchSize < 0 || p.options.MaxLength < 2 || p.options.MaxLength > p.positions {
 		return nil, fmt.Errorf("BatchSize %d, MaxLength %d: wanted a positive size and a length of 2 to %d",
-			p.options.BatchSize, p.options.MaxLength, base.MaxPositions())
+			p.options.BatchSize, p.options.MaxLength, p.positions)
 	}
 	return p, nil
 }
@@ -183,7 +188,7 @@ func (p *predictor) each(ctx context.Context, texts []string, hand func(i int, r
 // batch runs rows of similar length in one program, padded on the right.
 func (p *predictor) batch(rows []encodedText, arguments []*tensors.Tensor, hand func(i int, row encodedText, probabilities []float32)) error {
 	const shortest = 16
-	length := min(powerOfTwo(max(shortest, len(rows[len(rows)-1].ids))), p.base.MaxPositions())
+	length := min(powerOfTwo(max(shortest, len(rows[len(rows)-1].ids))), p.positions)
 	height := min(powerOfTwo(len(rows)), p.options.BatchSize)
 	ids, segments := make([]int32, height*length), make([]int32, height*length)
 	for r, row := range rows {

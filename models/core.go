@@ -17,6 +17,7 @@ type network interface {
 	Modules() []site.Module
 	Parameters() []site.Parameter
 	Ignorable(tensor string) bool
+	Layers() []site.Layer
 }
 
 // core is what every base of this package is: a network and its frozen parameters on
@@ -65,6 +66,12 @@ func (c *core) Modules() []site.Module { return c.network.Modules() }
 
 // Parameters lists every parameter once.
 func (c *core) Parameters() []site.Parameter { return c.network.Parameters() }
+
+// Layers lists the blocks in the order of the forward pass.
+func (c *core) Layers() []site.Layer { return c.network.Layers() }
+
+// Words is the embedding of token ids.
+func (c *core) Words() site.Module { return wordsOf(c.network) }
 
 // VocabSize is the number of token ids.
 func (c *core) VocabSize() int { return c.config.VocabSize }

@@ -55,10 +55,10 @@ func withPrefix(name, prefix string, first ...string) string {
 func (b *Blocks) learnedPositions(path string, pass *attentionPass, offset int) *Node {
 	rows := b.model.modules[path].In
 	implied := pass.in.Positions == nil && !pass.filled() && pass.starts() == nil
-	if implied && pass.length > rows-offset {
-		panic(fmt.Errorf("models: %d tokens: %s has learned positions for %d only", pass.length, b.model.config.ModelType, rows-offset))
+	if implied && pass.slots > rows-offset {
+		panic(fmt.Errorf("models: %s: %s has learned positions for %d only", pass.tokens(), b.model.config.ModelType, rows-offset))
 	}
-	p := BroadcastToDims(pass.positions(), pass.in.IDs.Shape().Dimensions...)
+	p := BroadcastToDims(pass.positions(), pass.in.IDs.Shape().Dim(0), pass.length)
 	if offset != 0 {
 		p = AddScalar(p, offset)
 	}

@@ -43,6 +43,7 @@ func (m *distilbert) layer(i int) blockPaths {
 		query: at + "attention.q_lin", key: at + "attention.k_lin", value: at + "attention.v_lin",
 		out: at + "attention.out_lin", attentionNorm: at + "sa_layer_norm",
 		up: at + "ffn.lin1", down: at + "ffn.lin2", outputNorm: at + "output_layer_norm",
+		attention: at + "attention", feedForward: at + "ffn",
 	}
 }
 
@@ -50,9 +51,11 @@ func (m *distilbert) trunk() []site.Module {
 	return m.stackModules(m.layer)
 }
 
+func (m *distilbert) Layers() []site.Layer { return m.stackLayers(m.layer) }
+
 func (m *distilbert) encode(b *Blocks, in site.Tokens) *Node {
-	pass := m.start(in)
-	return m.stack(b, pass, m.layer, m.embed(b, in, pass.positions()))
+	pass := m.start(b, in)
+	return m.stack(b, pass, m.layer, m.embed(b, pass, pass.positions()))
 }
 
 func (m *distilbert) maskedHead() head {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
 	. "github.com/gomlx/gomlx/core/graph"
 
 	"github.com/gopeft/gopeft/site"
@@ -20,6 +21,8 @@ type encoder interface {
 	options() *encoderOptions
 	// trunk lists the modules from the embeddings to the last block.
 	trunk() []site.Module
+	// Layers lists the blocks in the order of the forward pass.
+	Layers() []site.Layer
 	// encode builds the trunk: [batch, length, hidden].
 	encode(b *Blocks, in site.Tokens) *Node
 	// maskedHead gives logits over the vocabulary, [..., vocabulary].
@@ -139,17 +142,21 @@ func (o *encoderOptions) embeddingModules() []site.Module {
 }
 
 // embed builds the embeddings. positions are rows of the position embedding, [batch
-// or 1, length] int32.
-func (o *encoderOptions) embed(b *Blocks, in site.Tokens, positions *Node) *Node {
-	x := b.Embedding(o.path("embeddings.word_embeddings"), in.IDs)
+// or 1, length] int32. Rows of a prefix are of type 0.
+func (o *encoderOptions) embed(b *Blocks, pass *attentionPass, positions *Node) *Node {
+	in, all := pass.in, shapes.Make(dtypes.Int32, pass.in.IDs.Shape().Dim(0), pass.length)
+	x := pass.prepend(b.Embedding(o.path("embeddings.word_embeddings"), in.IDs))
 	if o.types > 0 {
 		types := in.Types
 		if types == nil {
 			types = ZerosLike(in.IDs)
 		}
+		if pass.rows > 0 {
+			types = Concatenate([]*Node{Zeros(b.Graph, shapes.Make(dtypes.Int32, all.Dim(0), pass.rows)), types}, 1)
+		}
 		x = Add(x, b.Embedding(o.path("embeddings.token_type_embeddings"), types))
 	}
-	positions = BroadcastToShape(positions, in.IDs.Shape())
+	positions = BroadcastToShape(positions, all)
 	x = Add(x, b.Embedding(o.path("embeddings.position_embeddings"), positions))
 	if in.Positions != nil {
 		// The lookup would take the last row for what lies beyond it.
@@ -161,16 +168,16 @@ func (o *encoderOptions) embed(b *Blocks, in site.Tokens, positions *Node) *Node
 }
 
 // start checks the inputs of a pass.
-func (o *encoderOptions) start(in site.Tokens) *attentionPass {
+func (o *encoderOptions) start(b *Blocks, in site.Tokens) *attentionPass {
 	if in.Cache != nil {
 		panic(fmt.Errorf("models: %s reads a text in both directions, so it has no key/value cache", o.config.ModelType))
 	}
-	pass := newAttentionPass(in, o.config.NumLayers)
+	pass := b.newAttentionPass(in)
 	if in.Types != nil && !in.Types.Shape().Equal(in.IDs.Shape()) {
 		panic(fmt.Errorf("models: token types: wanted %s as the ids, got %s", in.IDs.Shape(), in.Types.Shape()))
 	}
-	if in.Positions == nil && pass.length > o.config.MaxPositions {
-		panic(fmt.Errorf("models: %s was made for %d positions, got %d tokens", o.config.ModelType, o.config.MaxPositions, pass.length))
+	if in.Positions == nil && pass.slots > o.config.MaxPositions {
+		panic(fmt.Errorf("models: %s was made for %d positions, got %s", o.config.ModelType, o.config.MaxPositions, pass.tokens()))
 	}
 	return pass
 }
@@ -178,6 +185,8 @@ func (o *encoderOptions) start(in site.Tokens) *attentionPass {
 // blockPaths names the modules of one block.
 type blockPaths struct {
 	query, key, value, out, attentionNorm, up, down, outputNorm string
+	// attention and feedForward are the modules that own the residual connections.
+	attention, feedForward string
 }
 
 func (o *encoderOptions) blockModules(p blockPaths) []site.Module {
@@ -196,18 +205,20 @@ func (o *encoderOptions) block(b *Blocks, pass *attentionPass, p blockPaths, use
 		x = x.Checkpoint()
 	}
 	key := func(path string) string { return fmt.Sprintf("%s.dropout.%d", path, use) }
-	dims := x.Shape().Dimensions
-	headDim := dims[2] / o.heads
-	split := func(path string) *Node { return Reshape(b.Linear(path, x), dims[0], dims[1], o.heads, headDim) }
+	headDim := x.Shape().Dim(2) / o.heads
+	split := func(path string) *Node { return splitHeads(b.Linear(path, x), o.heads) }
 	q := MulScalar(split(p.query), 1/math.Sqrt(float64(headDim)))
-	attended := pass.attendAll(q, split(p.key), split(p.value), func(weights *Node) *Node {
+	k, v := pass.remember(pass.block, split(p.key), split(p.value))
+	attention, feedForward := pass.layers[pass.block].Attention, pass.layers[pass.block].FeedForward
+	pass.block++
+	attended := pass.attendAll(q, k, v, func(weights *Node) *Node {
 		return b.Dropout(key(p.query), weights, o.attentionDropout)
 	})
 	attended = b.Dropout(key(p.out), b.Linear(p.out, attended), o.attentionOutDropout)
-	x = b.LayerNorm(p.attentionNorm, Add(x, attended), o.normEps)
+	x = b.add(attention, x, attended, func(sum *Node) *Node { return b.LayerNorm(p.attentionNorm, sum, o.normEps) })
 	up := b.recomputed([]*Node{b.Linear(p.up, x)}, func(in []*Node) *Node { return o.act(in[0]) })
 	down := b.Dropout(key(p.down), b.Linear(p.down, up), o.feedForwardDropout)
-	return b.LayerNorm(p.outputNorm, Add(x, down), o.normEps)
+	return b.add(feedForward, x, down, func(sum *Node) *Node { return b.LayerNorm(p.outputNorm, sum, o.normEps) })
 }
 
 // stackModules lists the trunk of embeddings and then the blocks of all layers.
@@ -217,6 +228,24 @@ func (o *encoderOptions) stackModules(layer func(i int) blockPaths) []site.Modul
 		modules = append(modules, o.blockModules(layer(i))...)
 	}
 	return modules
+}
+
+// layer describes a block.
+func (o *encoderOptions) layer(p blockPaths) site.Layer {
+	return site.Layer{
+		Attention:   sublayerModule(p.attention, site.Attention, o.config.HiddenSize),
+		FeedForward: sublayerModule(p.feedForward, site.FeedForward, o.config.HiddenSize),
+		KVHeads:     o.heads, HeadDim: o.config.HiddenSize / o.heads,
+	}
+}
+
+// stackLayers describes the blocks of all layers.
+func (o *encoderOptions) stackLayers(layer func(i int) blockPaths) []site.Layer {
+	out := make([]site.Layer, o.config.NumLayers)
+	for i := range out {
+		out[i] = o.layer(layer(i))
+	}
+	return out
 }
 
 // stack builds the blocks of all layers.
@@ -352,7 +381,7 @@ func ignorable(e encoder, tensor string) bool {
 // CacheShape is empty: nothing can be continued.
 func (m *maskedLM) CacheShape() site.CacheShape { return site.CacheShape{} }
 
-func (m *maskedLM) Hidden(b *Blocks, in site.Tokens) *Node { return m.encode(b, in) }
+func (m *maskedLM) Hidden(b *Blocks, in site.Tokens) *Node { return tokensOf(in, m.encode(b, in)) }
 
 func (m *maskedLM) Logits(b *Blocks, hidden *Node) *Node { return m.head.build(b, hidden) }
 

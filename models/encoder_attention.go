@@ -30,19 +30,20 @@ func (c *attentionPass) segmentMask() *Node {
 	if m, ok := c.masks[key]; ok {
 		return m
 	}
-	own, other := InsertAxes(c.in.Segments, -1), InsertAxes(c.in.Segments, 1)
+	own, other := c.segments()
 	// What padding sees matters to nobody, but the first token decides a sequence: it
 	// sees all tokens where it is padding, as in transformers, whose mask knows only keys.
-	visible := LogicalOr(Equal(own, other), Equal(own, ZerosLike(own)))
-	visible = LogicalAnd(visible, NotEqual(other, ZerosLike(other)))
 	g := own.Graph()
+	virtual := Scalar(g, dtypes.Int32, virtualSegment)
+	visible := LogicalOr(Equal(own, other), LogicalOr(Equal(own, ZerosLike(own)), Equal(own, virtual)))
+	visible = LogicalOr(LogicalAnd(visible, NotEqual(other, ZerosLike(other))), Equal(other, virtual))
 	added := Where(visible, ScalarZero(g, dtypes.Float32), Scalar(g, dtypes.Float32, invisible))
 	c.masks[key] = Reshape(added, own.Shape().Dimensions[0], 1, c.length, 1, c.slots)
 	return c.masks[key]
 }
 
-// countedPositions counts the tokens of each row that are no padding, from first on;
-// padding has the row pad: [batch, length] int32.
+// countedPositions counts the tokens of each row that are no padding, from first on, after
+// the virtual ones; padding has the row pad: [batch, length] int32.
 func (c *attentionPass) countedPositions(pad int) *Node {
 	ids, g := c.in.IDs, c.in.IDs.Graph()
 	isToken := NotEqual(ids, Scalar(g, dtypes.Int32, pad))
@@ -50,9 +51,10 @@ func (c *attentionPass) countedPositions(pad int) *Node {
 		isToken = LogicalAnd(isToken, NotEqual(s, ZerosLike(s)))
 	}
 	// A sum of zeros and ones as a product with a triangle is exact in float32.
-	ones := ConvertDType(isToken, dtypes.Float32)
-	square := shapes.Make(dtypes.Int32, c.length, c.length)
+	ones, length := ConvertDType(isToken, dtypes.Float32), ids.Shape().Dim(1)
+	square := shapes.Make(dtypes.Int32, length, length)
 	triangle := ConvertDType(LessOrEqual(Iota(g, square, 0), Iota(g, square, 1)), dtypes.Float32)
-	count := ConvertDType(Mul(graphx.MatMul(ones, triangle), ones), dtypes.Int32)
-	return AddScalar(count, pad)
+	count := Mul(AddScalar(graphx.MatMul(ones, triangle), c.prefix.Len()), ones)
+	tokens := ConvertDType(count, dtypes.Int32) // from 1 on, padding 0
+	return AddScalar(c.afterRows(AddScalar(tokens, -1)), pad+1)
 }

@@ -141,6 +141,10 @@ func (g *Generator) generate(ctx context.Context, prompts [][]int32, s *settings
 		r.view = rows.Pad(r.batch)
 	}
 	r.structure = r.view.Structure()
+	if p, ok := g.view.(site.Prefixed); ok {
+		r.virtual = p.VirtualTokens()
+		s.positions -= r.virtual
+	}
 	for i, prompt := range prompts {
 		if len(prompt) == 0 && s.bos >= 0 {
 			prompt = []int32{s.bos}

@@ -31,6 +31,7 @@ type run struct {
 	next      *tensors.Tensor   // [batch] int32
 	logits    *tensors.Tensor   // [batch, vocabulary] float32
 	cache     []*tensors.Tensor // keys, then values
+	virtual   int               // tokens before those of the rows, see site.Prefix
 	slots     int               // of the cache
 	used      int               // slots that are written
 	step      int
@@ -70,9 +71,9 @@ func (r *run) read(ctx context.Context) error {
 		ahead = max(ahead, row.room-len(row.out.IDs))
 	}
 	longest := r.longest()
-	r.long = r.tooLong(longest)
+	r.long = r.tooLong(r.virtual + longest)
 	length := promptBucket(longest)
-	slots := slotBucket(length + min(ahead, slotsAhead))
+	slots := slotBucket(r.virtual + length + min(ahead, slotsAhead))
 	ids, starts := r.padded(length)
 	r.starts = tensors.FromFlatDataAndDimensions(starts, r.batch)
 	chunk := min(length, chunkLength)
@@ -201,7 +202,7 @@ func (r *run) pick(sampler *sampler, row *row, logits []float32) int32 {
 // decode feeds the newest tokens, which are on the device already when greedy. Where
 // they make the rows too long for the cache, all are read again.
 func (r *run) decode(ctx context.Context) error {
-	if !r.long && r.tooLong(r.longest()) {
+	if !r.long && r.tooLong(r.virtual+r.longest()) {
 		r.free()
 		r.starts, r.next, r.logits, r.cache, r.slots, r.used = nil, nil, nil, nil, 0, 0
 		return r.read(ctx)
@@ -242,6 +243,9 @@ func (r *run) pass(ids *tensors.Tensor, length int) error {
 	}
 	free(r.next, r.logits)
 	r.next, r.logits, r.cache = out[0], out[1], out[2:]
+	if r.slots == 0 {
+		length += r.virtual
+	}
 	r.used += length
 	r.slots = max(r.slots, length)
 	return nil

@@ -66,6 +66,10 @@ func (m *gpt2) CacheShape() site.CacheShape {
 	return site.CacheShape{Layers: m.config.NumLayers, KVHeads: m.heads, HeadDim: m.headDim}
 }
 
+func (m *gpt2) Layers() []site.Layer {
+	return layersOf(m.config, m.layer, ".attn", ".mlp", m.CacheShape())
+}
+
 // Ignorable: old checkpoints store the causal mask and the number it masks with.
 func (m *gpt2) Ignorable(tensor string) bool {
 	return strings.HasSuffix(tensor, ".attn.bias") || strings.HasSuffix(tensor, ".attn.masked_bias")
@@ -129,16 +133,16 @@ func (m *gpt2) Modules() []site.Module {
 func (m *gpt2) Parameters() []site.Parameter { return parametersOf(m.Modules()) }
 
 func (m *gpt2) Hidden(b *Blocks, in site.Tokens) *Node {
-	pass := newAttentionPass(in, m.config.NumLayers)
-	x := b.Embedding(gpt2Tokens, in.IDs)
+	pass := b.newAttentionPass(in)
+	x := pass.prepend(b.Embedding(gpt2Tokens, in.IDs))
 	x = Add(x, b.learnedPositions(gpt2Positions, pass, 0))
 	x = b.layers(m.config.NumLayers, x, func(i int, x *Node) *Node {
 		at := m.layer(i)
-		x = Add(x, m.attention(b, pass, i, b.LayerNorm(at+".ln_1", x, m.normEps)))
+		x = b.add(pass.layers[i].Attention, x, m.attention(b, pass, i, b.LayerNorm(at+".ln_1", x, m.normEps)), nil)
 		h := b.Linear(at+".mlp.c_fc", b.LayerNorm(at+".ln_2", x, m.normEps))
-		return Add(x, b.Linear(at+".mlp.c_proj", b.activated(m.act, h)))
+		return b.add(pass.layers[i].FeedForward, x, b.Linear(at+".mlp.c_proj", b.activated(m.act, h)), nil)
 	})
-	return b.LayerNorm(gpt2FinalNorm, x, m.normEps)
+	return b.LayerNorm(gpt2FinalNorm, tokensOf(in, x), m.normEps)
 }
 
 func (m *gpt2) attention(b *Blocks, pass *attentionPass, i int, x *Node) *Node {

@@ -77,6 +77,10 @@ func (m *gptNeoX) CacheShape() site.CacheShape {
 	return site.CacheShape{Layers: m.config.NumLayers, KVHeads: m.heads, HeadDim: m.headDim}
 }
 
+func (m *gptNeoX) Layers() []site.Layer {
+	return layersOf(m.config, m.layer, ".attention", ".mlp", m.CacheShape())
+}
+
 // Ignorable: old checkpoints store the causal mask, the number it masks with, and the
 // rotary frequencies.
 func (m *gptNeoX) Ignorable(tensor string) bool {
@@ -143,20 +147,22 @@ func (m *gptNeoX) Modules() []site.Module {
 func (m *gptNeoX) Parameters() []site.Parameter { return parametersOf(m.Modules()) }
 
 func (m *gptNeoX) Hidden(b *Blocks, in site.Tokens) *Node {
-	pass := newAttentionPass(in, m.config.NumLayers)
+	pass := b.newAttentionPass(in)
 	positions, batch := pass.positions(), in.IDs.Shape().Dimensions[0]
 	turnK := m.rope.tables(positions, batch, m.heads, 1)
 	turnQ := m.rope.tables(positions, batch, m.heads, 1/math.Sqrt(float64(m.headDim))) // the scale of the scores
-	x := b.layers(m.config.NumLayers, b.Embedding(neoxTokens, in.IDs), func(i int, x *Node) *Node {
+	x := pass.prepend(b.Embedding(neoxTokens, in.IDs))
+	x = b.layers(m.config.NumLayers, x, func(i int, x *Node) *Node {
 		at := m.layer(i)
-		y := Add(x, m.attention(b, pass, turnQ, turnK, i, b.LayerNorm(at+".input_layernorm", x, m.normEps)))
+		y := m.attention(b, pass, turnQ, turnK, i, b.LayerNorm(at+".input_layernorm", x, m.normEps))
+		y = b.add(pass.layers[i].Attention, x, y, nil)
 		if !m.parallel {
 			x = y
 		}
 		h := b.Linear(at+".mlp.dense_h_to_4h", b.LayerNorm(at+".post_attention_layernorm", x, m.normEps))
-		return Add(y, b.Linear(at+".mlp.dense_4h_to_h", b.activated(m.act, h)))
+		return b.add(pass.layers[i].FeedForward, y, b.Linear(at+".mlp.dense_4h_to_h", b.activated(m.act, h)), nil)
 	})
-	return b.LayerNorm(neoxFinalNorm, x, m.normEps)
+	return b.LayerNorm(neoxFinalNorm, tokensOf(in, x), m.normEps)
 }
 
 func (m *gptNeoX) attention(b *Blocks, pass *attentionPass, turnQ, turnK rotation, i int, x *Node) *Node {

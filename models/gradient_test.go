@@ -44,6 +44,10 @@ func (r *recorder) Parameter(_ *site.Pass, name string, base func() *graph.Node)
 	return base()
 }
 
+func (r *recorder) Sublayer(_ *site.Pass, s *site.Sublayer) *graph.Node { return s.Join(s.Output) }
+
+func (r *recorder) Prefix(*site.Pass, site.Tokens) site.Prefix { return site.Prefix{} }
+
 func (r *recorder) Adapts(string) bool { return true }
 
 // TestSites: the hook sees each module once, in order, with inputs and outputs of

@@ -15,6 +15,10 @@ func (m *llama) CacheShape() site.CacheShape {
 	return site.CacheShape{Layers: m.config.NumLayers, KVHeads: m.kvHeads, HeadDim: m.headDim}
 }
 
+func (m *llama) Layers() []site.Layer {
+	return layersOf(m.config, m.layer, ".self_attn", ".mlp", m.CacheShape())
+}
+
 // Ignorable: old checkpoints store the rotary frequencies, which follow from the configuration.
 func (m *llama) Ignorable(tensor string) bool {
 	return strings.HasSuffix(tensor, ".rotary_emb.inv_freq")
@@ -125,7 +129,7 @@ func (m *llama) turns(r *rope, pass *attentionPass) turns {
 }
 
 func (m *llama) Hidden(b *Blocks, in site.Tokens) *Node {
-	pass := newAttentionPass(in, m.config.NumLayers)
+	pass := b.newAttentionPass(in)
 	pass.scoreCap = m.scoreCap
 	global := m.turns(m.rope, pass)
 	local := global
@@ -136,6 +140,7 @@ func (m *llama) Hidden(b *Blocks, in site.Tokens) *Node {
 	if m.embedScale != 0 {
 		x = MulScalar(x, m.embedScale) // the factor is rounded to x's dtype, as transformers does
 	}
+	x = pass.prepend(x)
 	for i := range m.config.NumLayers {
 		if b.Checkpoint {
 			x = x.Checkpoint()
@@ -149,20 +154,21 @@ func (m *llama) Hidden(b *Blocks, in site.Tokens) *Node {
 	if b.Checkpoint {
 		x = x.StopCheckpoint()
 	}
-	return m.norm(b, finalNorm, x)
+	return m.norm(b, finalNorm, tokensOf(in, x))
 }
 
 // block is one layer with its two residual connections.
 func (m *llama) block(b *Blocks, pass *attentionPass, turn turns, i int, x *Node) *Node {
-	layer := m.layer(i)
+	layer, at := m.layer(i), pass.layers[i]
 	y := m.attention(b, pass, turn, i, m.norm(b, layer+".input_layernorm", x))
 	if !m.outerNorms {
-		x = Add(x, y)
-		return Add(x, m.feedForward(b, i, m.norm(b, layer+".post_attention_layernorm", x)))
+		x = b.add(at.Attention, x, y, nil)
+		y = m.feedForward(b, i, m.norm(b, layer+".post_attention_layernorm", x))
+		return b.add(at.FeedForward, x, y, nil)
 	}
-	x = Add(x, m.norm(b, layer+".post_attention_layernorm", y))
+	x = b.add(at.Attention, x, m.norm(b, layer+".post_attention_layernorm", y), nil)
 	y = m.feedForward(b, i, m.norm(b, layer+".pre_feedforward_layernorm", x))
-	return Add(x, m.norm(b, layer+".post_feedforward_layernorm", y))
+	return b.add(at.FeedForward, x, m.norm(b, layer+".post_feedforward_layernorm", y), nil)
 }
 
 func (m *llama) norm(b *Blocks, path string, x *Node) *Node {

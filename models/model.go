@@ -31,6 +31,7 @@ var (
 	_ site.View          = (*Model)(nil)
 	_ site.Exporter      = (*Model)(nil)
 	_ site.Tasked        = (*Model)(nil)
+	_ site.Transformer   = (*Model)(nil)
 	_ io.Closer          = (*Model)(nil)
 )
 

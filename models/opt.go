@@ -65,6 +65,11 @@ func (m *opt) CacheShape() site.CacheShape {
 	return site.CacheShape{Layers: m.config.NumLayers, KVHeads: m.heads, HeadDim: m.headDim}
 }
 
+// Layers: OPT has no module for its feed-forward sublayer; the path is of our making.
+func (m *opt) Layers() []site.Layer {
+	return layersOf(m.config, m.layer, ".self_attn", ".feed_forward", m.CacheShape())
+}
+
 func (m *opt) Ignorable(string) bool { return false }
 
 // Rename: the checkpoints of OPTModel have no prefix.
@@ -131,18 +136,19 @@ func (m *opt) projects() bool { return m.embedding != m.config.HiddenSize }
 func (m *opt) Parameters() []site.Parameter { return parametersOf(m.Modules()) }
 
 func (m *opt) Hidden(b *Blocks, in site.Tokens) *Node {
-	pass := newAttentionPass(in, m.config.NumLayers)
-	x, positions := b.Embedding(optTokens, in.IDs), b.learnedPositions(optPositions, pass, optOffset)
+	pass := b.newAttentionPass(in)
+	x, positions := pass.prepend(b.Embedding(optTokens, in.IDs)), b.learnedPositions(optPositions, pass, optOffset)
 	if m.projects() {
 		x = b.Linear(optProjectIn, x)
 	}
 	x = b.layers(m.config.NumLayers, Add(x, positions), func(i int, x *Node) *Node {
 		at := m.layer(i)
-		x = m.half(b, at+".self_attn_layer_norm", x, func(x *Node) *Node { return m.attention(b, pass, i, x) })
-		return m.half(b, at+".final_layer_norm", x, func(x *Node) *Node {
+		x = m.half(b, pass.layers[i].Attention, at+".self_attn_layer_norm", x, func(x *Node) *Node { return m.attention(b, pass, i, x) })
+		return m.half(b, pass.layers[i].FeedForward, at+".final_layer_norm", x, func(x *Node) *Node {
 			return b.Linear(at+".fc2", b.activated(m.act, b.Linear(at+".fc1", x)))
 		})
 	})
+	x = tokensOf(in, x)
 	if m.finalNorm {
 		x = m.norm(b, optFinalNorm, x)
 	}
@@ -153,11 +159,11 @@ func (m *opt) Hidden(b *Blocks, in site.Tokens) *Node {
 }
 
 // half adds f to the residual stream, with the norm where this model has it.
-func (m *opt) half(b *Blocks, norm string, x *Node, f func(x *Node) *Node) *Node {
+func (m *opt) half(b *Blocks, module site.Module, norm string, x *Node, f func(x *Node) *Node) *Node {
 	if m.normBefore {
-		return Add(x, f(m.norm(b, norm, x)))
+		return b.add(module, x, f(m.norm(b, norm, x)), nil)
 	}
-	return m.norm(b, norm, Add(x, f(x)))
+	return b.add(module, x, f(x), func(sum *Node) *Node { return m.norm(b, norm, sum) })
 }
 
 func (m *opt) norm(b *Blocks, path string, x *Node) *Node {

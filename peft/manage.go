@@ -115,6 +115,9 @@ func (pm *PeftModel) LoadReport(name string) (LoadReport, error) {
 
 // conflict reports two of the view's adapters of which only one could count.
 func (pm *PeftModel) conflict() error {
+	if err := pm.virtualConflict(); err != nil {
+		return err
+	}
 	if len(pm.held) < 2 {
 		return nil
 	}

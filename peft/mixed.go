@@ -82,6 +82,9 @@ func (pm *PeftModel) Mixed(rows ...string) (*MixedView, error) {
 			continue
 		}
 		na, _ := pm.live(name)
+		if slots, tokens := na.virtualTokens(); slots+tokens > 0 {
+			return nil, fmt.Errorf("peft: mixed batch: adapter %q puts %d virtual tokens before those of a row: rows cannot differ in that", name, slots+tokens)
+		}
 		g, ok := groups[na.structure]
 		if !ok {
 			g = &mixedGroup{structure: na.structure, rowWise: na.rowWise()}

@@ -150,7 +150,7 @@ func (m *mixedBinding) Apply(p *site.Pass, s *site.Site) *graph.Node {
 	if !m.targeted[s.Path] && !m.replacesAny(r.read) {
 		return base
 	}
-	m.check(p, s)
+	m.check(p, s.Path, s.X)
 	out := base
 	for _, g := range m.groups {
 		if g.row == nil || !g.targets[s.Path] {
@@ -187,6 +187,27 @@ func (m *mixedBinding) Apply(p *site.Pass, s *site.Site) *graph.Node {
 	return out
 }
 
+// Sublayer implements [site.Hook]: each row as its adapter makes it.
+func (m *mixedBinding) Sublayer(p *site.Pass, s *site.Sublayer) *graph.Node {
+	out := s.Join(s.Output)
+	if !m.targeted[s.Path] {
+		return out
+	}
+	m.check(p, s.Path, s.Output)
+	for _, g := range m.groups {
+		for i, member := range g.members {
+			if len(member.bySite[s.Path]) > 0 {
+				mine := graph.Equal(g.index, graph.Scalar(g.index.Graph(), dtypes.Int32, i))
+				out = graph.Where(rowMask(mine, out), member.Sublayer(p, s), out)
+			}
+		}
+	}
+	return out
+}
+
+// Prefix implements [site.Hook]. A mixed batch has none: its rows would differ in length.
+func (m *mixedBinding) Prefix(*site.Pass, site.Tokens) site.Prefix { return site.Prefix{} }
+
 func (m *mixedBinding) replacesAny(names []string) bool {
 	for _, g := range m.groups {
 		for _, member := range g.members {
@@ -199,12 +220,12 @@ func (m *mixedBinding) replacesAny(names []string) bool {
 }
 
 // check refuses what a mixed batch cannot be.
-func (m *mixedBinding) check(p *site.Pass, s *site.Site) {
+func (m *mixedBinding) check(p *site.Pass, path string, x *graph.Node) {
 	if p.Training() {
 		panic(fmt.Errorf("peft: a mixed batch cannot be trained on: select one adapter with PeftModel.With"))
 	}
-	if s.X.Rank() == 0 || s.X.Shape().Dim(0) != len(m.rows) {
-		panic(fmt.Errorf("peft: mixed batch: the view is for %d rows, the input of %q has shape %v", len(m.rows), s.Path, s.X.Shape().Dimensions))
+	if x.Rank() == 0 || x.Shape().Dim(0) != len(m.rows) {
+		panic(fmt.Errorf("peft: mixed batch: the view is for %d rows, the input of %q has shape %v", len(m.rows), path, x.Shape().Dimensions))
 	}
 }
 

@@ -25,6 +25,10 @@ type hookFuncs struct {
 	parameter func(name string, base func() *graph.Node) *graph.Node
 }
 
+func (h hookFuncs) Sublayer(_ *site.Pass, s *site.Sublayer) *graph.Node { return s.Join(s.Output) }
+
+func (h hookFuncs) Prefix(*site.Pass, site.Tokens) site.Prefix { return site.Prefix{} }
+
 func (h hookFuncs) Adapts(string) bool { return true }
 
 func (h hookFuncs) Apply(p *site.Pass, s *site.Site) *graph.Node {

@@ -31,7 +31,8 @@ type Base interface {
 // LanguageModel is a base that maps token ids to logits over a vocabulary.
 type LanguageModel interface {
 	Base
-	// Hidden builds the model up to and including the final norm: [batch, length, hidden] in p.DType.
+	// Hidden builds the model up to and including the final norm: [batch, length, hidden] in
+	// p.DType. Rows of a [Prefix] are left out.
 	Hidden(p *Pass, in Tokens) *graph.Node
 	// Logits builds the head on hidden states [..., hidden] -> [..., vocabulary].
 	Logits(p *Pass, hidden *graph.Node) *graph.Node
@@ -59,6 +60,8 @@ type Tokens struct {
 	// Types are the token types (segment A or B of an encoder's input), [batch, length]
 	// int32. nil: all 0. Models without token types ignore them.
 	Types *graph.Node
+	// Tasks is the task of each row, [batch] int32, for adapters that know several. nil: none.
+	Tasks *graph.Node
 	// Cache, if not nil, holds the keys and values of earlier passes and receives
 	// those of this one.
 	Cache *Cache
@@ -119,15 +122,17 @@ type CacheShape struct {
 
 // Cache is a key/value cache of fixed length while a graph is built. Slots are
 // shared by all rows: the pass writes its tokens to slots Index, Index+1, ...;
-// rows of unequal length are padded on the left and start at slot Starts[row].
+// rows of unequal length are padded on the left and start at slot Starts[row]. With a
+// [Prefix] its virtual tokens have the first slots of every row.
 type Cache struct {
 	// Keys and Values, per layer, [batch, slots, kvHeads, headDim]. A pass replaces
 	// them by the updated nodes. For the first pass (Index nil) they are nil, and
-	// the pass leaves its own keys and values, [batch, length, ...].
+	// the pass leaves its own keys and values, [batch, virtual tokens + length, ...].
 	Keys, Values []*graph.Node
 	// Index is the slot of the pass's first token, int32 scalar.
 	Index *graph.Node
-	// Starts is each row's first used slot, [batch] int32.
+	// Starts is each row's first used slot, [batch] int32, counted from the end of the
+	// virtual tokens.
 	Starts *graph.Node
 	// Long is true when the longest row is, or will be, longer than the length from
 	// which on the model turns heads otherwise (LongRoPE). A cache is of one kind
@@ -168,6 +173,12 @@ type RowView interface {
 	Rows() int
 	// Pad returns the view for batches of more rows, which do what the first does.
 	Pad(rows int) RowView
+}
+
+// Prefixed is a view that may put virtual tokens before those of every row.
+type Prefixed interface {
+	// VirtualTokens is how many positions they take, see [Prefix].
+	VirtualTokens() int
 }
 
 // Exporter is a base that can write itself as a checkpoint in its own format.

@@ -52,5 +52,21 @@ func (p *Pass) Parameter(name string, base func() *graph.Node) *graph.Node {
 	return p.Hook.Parameter(p, name, base)
 }
 
+// Sublayer returns the sum of a sublayer's output and its input. See [Hook].
+func (p *Pass) Sublayer(s *Sublayer) *graph.Node {
+	if p.Hook == nil {
+		return s.Join(s.Output)
+	}
+	return p.Hook.Sublayer(p, s)
+}
+
+// Prefix returns what precedes the tokens of every row. See [Hook].
+func (p *Pass) Prefix(in Tokens) Prefix {
+	if p.Hook == nil {
+		return Prefix{}
+	}
+	return p.Hook.Prefix(p, in)
+}
+
 // Adapts reports whether the module at path is changed by an adapter in this pass.
 func (p *Pass) Adapts(path string) bool { return p.Hook != nil && p.Hook.Adapts(path) }

@@ -19,6 +19,10 @@ const (
 	Norm
 	// Convolution slides a kernel over one, two or three spatial axes, see [Conv].
 	Convolution
+	// Attention is the attention sublayer of a block, see [Layer].
+	Attention
+	// FeedForward is the feed-forward sublayer of a block, see [Layer].
+	FeedForward
 )
 
 // String returns the kind's name in lower case.
@@ -32,6 +36,10 @@ func (k Kind) String() string {
 		return "norm"
 	case Convolution:
 		return "convolution"
+	case Attention:
+		return "attention"
+	case FeedForward:
+		return "feed-forward"
 	}
 	return "unknown"
 }
@@ -213,6 +221,12 @@ type Hook interface {
 	// value; it creates the parameter node only when called, so that a replaced
 	// parameter is no input of the program.
 	Parameter(p *Pass, name string, base func() *graph.Node) *graph.Node
+	// Sublayer returns the sum of a sublayer's output and its input: s.Join(s.Output) where
+	// no adapter applies.
+	Sublayer(p *Pass, s *Sublayer) *graph.Node
+	// Prefix returns what precedes the tokens of every row; the zero Prefix for nothing. A
+	// [Transformer] asks once in a pass, before it builds any block.
+	Prefix(p *Pass, in Tokens) Prefix
 	// Adapts reports whether the hook changes the module at path or any parameter
 	// of it: a loss may take shortcuts through a module that is frozen.
 	Adapts(path string) bool

@@ -35,6 +35,10 @@ func (h plusOne) Apply(_ *Pass, s *Site) *graph.Node {
 	return y
 }
 
+func (h plusOne) Sublayer(_ *Pass, s *Sublayer) *graph.Node { return s.Join(s.Output) }
+
+func (h plusOne) Prefix(*Pass, Tokens) Prefix { return Prefix{} }
+
 func (h plusOne) Parameter(p *Pass, name string, base func() *graph.Node) *graph.Node {
 	if name == h.parameter {
 		return graph.Const(p.Graph, float32(100))

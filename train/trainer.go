@@ -121,14 +121,18 @@ func (t *Trainer) checkTokens(d *Dataset) error {
 		return nil
 	}
 	vocabulary, positions := base.VocabSize(), base.MaxPositions()
+	virtual, taken := t.pm.VirtualTokens(), ""
+	if virtual > 0 {
+		taken = fmt.Sprintf(", %d of which the adapters take", virtual)
+	}
 	labels, what := vocabulary, "vocabulary"
 	if c, ok := t.pm.Base().(site.Classifier); ok {
 		labels, what = c.NumLabels(), "number of labels"
 	}
 	for i := range d.Len() {
 		e := d.Example(i)
-		if n := e.longest(); positions > 0 && n > positions {
-			return fmt.Errorf("example %d has %d tokens, the model was made for %d positions: lower MaxLength", i, n, positions)
+		if n := e.longest(); positions > 0 && n+virtual > positions {
+			return fmt.Errorf("example %d has %d tokens, the model was made for %d positions%s: lower MaxLength", i, n, positions, taken)
 		}
 		for k, id := range e.IDs {
 			if int(id) >= vocabulary {
