@@ -153,6 +153,9 @@ func readConfig(dir string) ([]byte, error) {
 	}
 	f, err := os.Open(filepath.Join(dir, configFile))
 	if errors.Is(err, fs.ErrNotExist) {
+		if _, statErr := os.Stat(filepath.Join(dir, indexFile)); statErr == nil {
+			return nil, fmt.Errorf("the folder has no %s but an %s, which LoadAdapters reads: %w", configFile, indexFile, err)
+		}
 		return nil, fmt.Errorf("the folder has no %s: %w", configFile, err)
 	}
 	if err != nil {

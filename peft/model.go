@@ -253,7 +253,8 @@ func checkName(name string) error {
 	if name == BaseModel {
 		return fmt.Errorf("peft: adapter name %q stands for the base without adapters", name)
 	}
-	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\\\x00") {
+	reserved := []string{"", ".", "..", configFile, weightsFile, cardFile, indexFile}
+	if slices.Contains(reserved, name) || strings.ContainsAny(name, "/\\\x00") {
 		return fmt.Errorf("peft: adapter name %q is not usable as a folder name", name)
 	}
 	return nil

@@ -19,7 +19,7 @@ const cardFile = "README.md"
 // SavePretrained writes the active adapters in peft's format: the one named
 // [DefaultAdapter] into dir itself, others into dir/NAME, each as
 // adapter_config.json and adapter_model.safetensors (float32), and a README.md
-// unless dir has one.
+// unless dir has one. Several are listed in adapters.json, which [LoadAdapters] reads.
 //
 // All is written beside the target and read back before anything under dir
 // changes. If dir is new or holds nothing but the files of this adapter it is then
@@ -75,7 +75,7 @@ func (pm *PeftModel) onlyOurs(dir string) (bool, error) {
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real // WalkDir does not look behind a link
 	}
-	replaced := map[string]bool{".": true, cardFile: true}
+	replaced := map[string]bool{".": true, cardFile: true, indexFile: true}
 	for _, name := range pm.active {
 		at := folder(".", name)
 		for _, path := range []string{at, filepath.Join(at, configFile), filepath.Join(at, weightsFile)} {
@@ -116,6 +116,15 @@ func (pm *PeftModel) writeInto(part, dir string) error {
 		}
 		configs = append(configs, na.config)
 	}
+	index, err := pm.index()
+	if err != nil {
+		return err
+	}
+	if index != nil {
+		if err := writeFile(filepath.Join(part, indexFile), index); err != nil {
+			return err
+		}
+	}
 	card, err := os.ReadFile(filepath.Join(dir, cardFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		card, err = []byte(modelCard(configs[0])), nil
@@ -135,6 +144,9 @@ func (pm *PeftModel) moveInto(part, dir string) error {
 			return err
 		}
 		paths = append(paths, filepath.Join(at, weightsFile), filepath.Join(at, configFile))
+	}
+	if len(pm.active) > 1 {
+		paths = append(paths, indexFile)
 	}
 	for _, path := range append(paths, cardFile) {
 		if err := os.Rename(filepath.Join(part, path), filepath.Join(dir, path)); err != nil {
