@@ -12,6 +12,7 @@ import (
 
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/models/hub"
+	"github.com/gopeft/gopeft/quant"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -196,8 +197,15 @@ func withNewHead(src source, fresh []site.Parameter, seed uint64, std float64) s
 
 func (s *newHeadSource) Names() []string {
 	names := sortedKeys(s.fresh)
+	replaced := map[string]bool{}
+	for _, name := range names {
+		replaced[name] = true
+		for _, statistic := range quant.Statistics(s.source, name) {
+			replaced[statistic] = true
+		}
+	}
 	for _, name := range s.source.Names() {
-		if _, ok := s.fresh[name]; !ok {
+		if !replaced[name] {
 			names = append(names, name)
 		}
 	}
@@ -388,6 +396,9 @@ func headRows(e encoder, src source, perToken bool) int {
 	}
 	last := h.modules[len(h.modules)-1]
 	info, ok := src.Info(last.Weight())
+	if ok && isQuantised(src, last.Weight(), info) {
+		info, ok = src.Info(last.BiasName()) // codes have no rows
+	}
 	if !ok || len(info.Shape) == 0 {
 		return 0
 	}

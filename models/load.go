@@ -169,7 +169,7 @@ func (m *core) uploadTensor(src source, p site.Parameter) error {
 		return err
 	}
 	defer src.Release(p.Name)
-	if module, ok := quantisable(m.network)[p.Name]; ok && isQuantised(src, p.Name, info) {
+	if module, ok := readable(m.network)[p.Name]; ok && isQuantised(src, p.Name, info) {
 		if m.scheme != nil {
 			return errScheme
 		}

@@ -41,6 +41,21 @@ func quantisable(n network) map[string]site.Module {
 	return out
 }
 
+// readable returns the linear modules whose weights a checkpoint may have in few bits.
+// Beside those that are quantised here they are the heads of classifiers: transformers
+// spares a head's bias alone.
+func readable(n network) map[string]site.Module {
+	out := quantisable(n)
+	if c, ok := n.(*classifierNetwork); ok {
+		for _, m := range c.head.modules {
+			if m.Kind == site.Linear {
+				out[m.Weight()] = m
+			}
+		}
+	}
+	return out
+}
+
 // checkScheme refuses settings that make no sense, and modules to skip that are none of n.
 func checkScheme(n network, scheme quant.Scheme) error {
 	if err := scheme.Validate(); err != nil {

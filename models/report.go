@@ -101,7 +101,7 @@ func compare(arch network, src source) LoadReport {
 		r.Renamed = s.stored
 	}
 	wanted := map[string]bool{}
-	linears := quantisable(arch)
+	linears := readable(arch)
 	for _, p := range arch.Parameters() {
 		wanted[p.Name] = true
 		info, ok := src.Info(p.Name)

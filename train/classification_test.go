@@ -31,12 +31,13 @@ func float32Classifier(t testing.TB, o models.ClassifierOptions) models.Classifi
 // computed apart.
 func TestClassificationStepOfPeft(t *testing.T) {
 	for family, count := range map[string]int{"bert": 10, "roberta": 12, "distilbert": 12, "albert": 6} {
-		t.Run(family, func(t *testing.T) { testClassificationStep(t, family, count) })
+		t.Run(family, func(t *testing.T) { testClassificationStep(t, family, family+"_sequence", count) })
 	}
+	t.Run("on a base that bitsandbytes quantised", func(t *testing.T) { testClassificationStep(t, "bert_nf4", "bert_nf4", 6) })
 }
 
 // The adapter has so many tensors.
-func testClassificationStep(t *testing.T, family string, count int) {
+func testClassificationStep(t *testing.T, family, folder string, count int) {
 	dir := filepath.Join(fixtures, "encoders", family+"_lora")
 	f, err := safetensors.Open(filepath.Join(dir, "golden.safetensors"))
 	require.NoError(t, err)
@@ -52,7 +53,7 @@ func testClassificationStep(t *testing.T, family string, count int) {
 	}
 	for _, parts := range []int{1, 4} {
 		t.Run(fmt.Sprintf("parts=%d", parts), func(t *testing.T) {
-			base, err := models.LoadClassifier(t.Context(), filepath.Join(fixtures, "encoders", family+"_sequence"), float32Classifier(t, models.ClassifierOptions{}))
+			base, err := models.LoadClassifier(t.Context(), filepath.Join(fixtures, "encoders", folder), float32Classifier(t, models.ClassifierOptions{}))
 			require.NoError(t, err)
 			defer base.Close()
 			pm, err := peft.LoadAdapter(base, dir)

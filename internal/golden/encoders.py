@@ -66,6 +66,26 @@ def scores(model, **inputs):
     return out.logits if hasattr(out, "logits") else out.last_hidden_state
 
 
+def answers(model, case, family):
+    """The batches of a case and the model's logits."""
+    out = {}
+    pad = model.config.pad_token_id
+    typed = getattr(model.config, "type_vocab_size", 0) > 1
+    for side in ("right", "left"):
+        ids, mask = padded([12, 7, 3], side, pad, case)
+        out |= {f"{side}_ids": ids, f"{side}_mask": mask, f"{side}_logits": scores(model, input_ids=ids, attention_mask=mask)}
+    ids, types = out["right_ids"], (torch.arange(12) % 3 == 1).long().expand(3, 12).contiguous()
+    if typed:
+        out |= {"types": types, "types_logits": scores(model, input_ids=ids, attention_mask=out["right_mask"], token_type_ids=types)}
+    # Ours count from 0 in every family, RoBERTa's own from pad_token_id + 1.
+    positions = (torch.arange(12) * 2 + 1).expand(3, 12).contiguous()
+    first = pad + 1 if "oberta" in family else 0
+    plain = ids.clamp(min=4)
+    out |= {"plain_ids": plain, "plain_logits": scores(model, input_ids=plain), "positions": positions,
+            "positions_logits": scores(model, input_ids=plain, position_ids=positions + first)}
+    return out
+
+
 def make(root, case, config_class, model_class, arguments):
     config = getattr(hf, config_class + "Config")(**arguments)
     config._attn_implementation = "eager"
@@ -76,22 +96,8 @@ def make(root, case, config_class, model_class, arguments):
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
 
-    out = {}
-    pad = config.pad_token_id
-    typed = getattr(config, "type_vocab_size", 0) > 1
-    for side in ("right", "left"):
-        ids, mask = padded([12, 7, 3], side, pad, case)
-        out |= {f"{side}_ids": ids, f"{side}_mask": mask, f"{side}_logits": scores(model, input_ids=ids, attention_mask=mask)}
-    ids, types = out["right_ids"], (torch.arange(12) % 3 == 1).long().expand(3, 12).contiguous()
-    if typed:
-        out |= {"types": types, "types_logits": scores(model, input_ids=ids, attention_mask=out["right_mask"], token_type_ids=types)}
-    # Ours count from 0 in every family, RoBERTa's own from pad_token_id + 1.
-    positions = (torch.arange(12) * 2 + 1).expand(3, 12).contiguous()
-    first = pad + 1 if "oberta" in config_class else 0
-    plain = ids.clamp(min=4)
-    out |= {"plain_ids": plain, "plain_logits": scores(model, input_ids=plain), "positions": positions,
-            "positions_logits": scores(model, input_ids=plain, position_ids=positions + first)}
-    prove(case, model, plain, out["plain_logits"])
+    out = answers(model, case, config_class)
+    prove(case, model, out["plain_ids"], out["plain_logits"])
     write_tensors(folder / "golden.safetensors", out)
     print(f"{case:24} {sum(f.stat().st_size for f in folder.iterdir()) / 1024:5.0f} KiB", flush=True)
 
@@ -111,9 +117,10 @@ def prove(case, model, ids, expected):
             raise SystemExit(f"{case}: weight {name} moves the logits by only {moved:.2g}")
 
 
-def train_step(root, family, targets):
-    """One AdamW step of LoRA on query and value and of a copy of the classifier."""
-    base = hf.AutoModelForSequenceClassification.from_pretrained(root / f"{family}_sequence", attn_implementation="eager").float()
+def train_step(root, family, targets, base_name=None):
+    """One AdamW step of LoRA on query and value and of a copy of the classifier in a folder, FAMILY_sequence by default."""
+    base_name = base_name or f"{family}_sequence"
+    base = hf.AutoModelForSequenceClassification.from_pretrained(root / base_name, attn_implementation="eager", dtype=torch.float32)
     config = LoraConfig(task_type=TaskType.SEQ_CLS, r=4, lora_alpha=8, target_modules=targets, lora_dropout=0.0)
     model = get_peft_model(base, config)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -124,7 +131,7 @@ def train_step(root, family, targets):
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     settings = json.loads((folder / "adapter_config.json").read_text())
-    settings["base_model_name_or_path"] = f"{family}_sequence"
+    settings["base_model_name_or_path"] = base_name
     settings["target_modules"] = sorted(settings["target_modules"])
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 

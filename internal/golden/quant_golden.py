@@ -4,12 +4,14 @@
 
 A case's tensors carry their names; its metadata is in cases.json. Reads OUT_DIR/families and writes there, too:
 families/llama_nf4, llama_fp4 and llama_int8 are checkpoints that transformers and bitsandbytes quantised, with the logits they
-give, and OUT_DIR/methods/llama_nf4-lora_* are adapters that peft made on one.
+give, and OUT_DIR/methods/llama_nf4-lora_* are adapters that peft made on one. OUT_DIR/encoders/bert_nf4 is a classifier of theirs,
+bert_nf4_lora what peft makes of it in a step.
 """
 import os
 import pathlib
 import sys
 
+import encoders
 from common import VOCAB, fill, fresh, random_ids, rng, write_json, write_tensors
 from families import forward
 from methods import make
@@ -18,7 +20,7 @@ import bitsandbytes.nn.modules
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BitsAndBytesConfig, LlamaConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CASES = []
@@ -107,6 +109,22 @@ def model8(folder):
         write_tensors(folder / "golden.safetensors", dict(input_ids=ids, logits=plain(ids, use_cache=False).logits))
 
 
+def classifier(root):
+    """A sequence classifier in NF4, but its head, and one step of LoRA on it."""
+    folder = fresh(root / "bert_nf4")
+    config = BertConfig(**encoders.BERT | dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1))
+    plain = BertForSequenceClassification(config).float()
+    encoders.fill(plain, "bert_nf4")
+    plain.save_pretrained(folder)
+    options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32,
+                                 llm_int8_skip_modules=["classifier"])  # transformers 5.23 skips its bias alone
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, quantization_config=options)
+    fresh(folder)
+    model.save_pretrained(folder)
+    write_tensors(folder / "golden.safetensors", encoders.answers(model.eval(), "bert_nf4", "Bert"))
+    encoders.train_step(root, "bert_nf4", ["query", "value"], "bert_nf4")
+
+
 def main(root):
     torch.set_num_threads(1)  # a sum of many values depends on the number of threads
     folder, infos = fresh(root / "quant"), []
@@ -139,6 +157,7 @@ def main(root):
     save_file({k: v.contiguous().clone() for k, v in tables.items()}, str(folder / "tables.safetensors"))
     write_json(folder / "cases.json", infos)
     models(root)
+    classifier(root / "encoders")
     torch.set_num_threads(int(os.environ.get("GOLDEN_THREADS", "2")))
 
 

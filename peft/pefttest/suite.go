@@ -94,6 +94,8 @@ var checks = []struct {
 	{"a failed addition changes nothing (47)", Suite.failedAddition, true, false},
 	{"without adapters the base is exactly itself (50, 61)", Suite.disabled, true, false},
 	{"merged equals unmerged (52)", Suite.merge, true, false},
+	{"on a base in NF4 (64, 65)", Suite.nf4, false, false},
+	{"on a base in INT8 (64, 65)", Suite.int8, true, false},
 	{"trainable parameters are counted (60)", Suite.count, true, false},
 	{"adapters of one kind share programs", Suite.structure, true, false},
 }
