@@ -335,7 +335,7 @@ func TestSeveralAdapters(t *testing.T) {
 	require.NoError(t, err)
 	dir := filepath.Join(t.TempDir(), "all")
 	require.NoError(t, all.SavePretrained(dir))
-	require.ElementsMatch(t, []string{"README.md", configFile, weightsFile, "default2", "default2/" + configFile, "default2/" + weightsFile,
+	require.ElementsMatch(t, []string{"README.md", "adapters.json", configFile, weightsFile, "default2", "default2/" + configFile, "default2/" + weightsFile,
 		"lora", "lora/" + configFile, "lora/" + weightsFile, "v_proj", "v_proj/" + configFile, "v_proj/" + weightsFile}, names(t, dir))
 	again, err := peft.LoadAdapter(base, dir)
 	require.NoError(t, err)
