@@ -12,6 +12,7 @@ import (
 func TestMethods(t *testing.T) {
 	pefttest.Golden(t, "*-ln_tuning_*")
 	pefttest.Golden(t, "*-tokens_*")
+	pefttest.Golden(t, "*-ia3_*")
 }
 
 func TestLNTuningConformance(t *testing.T) {

@@ -28,6 +28,9 @@ func TestOnlyWhatIsNamedMoves(t *testing.T) {
 		"ln tuning": {adapters.LNTuningConfig{TargetModules: peft.Modules("post_attention_layernorm")}, func(name string, _ int) bool {
 			return strings.HasSuffix(name, ".post_attention_layernorm.weight")
 		}},
+		"ia3": {adapters.IA3Config{TargetModules: peft.Modules("k_proj", "down_proj")}, func(name string, _ int) bool {
+			return strings.HasSuffix(name, ".k_proj.weight") || strings.HasSuffix(name, ".down_proj.weight")
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			base := family(t, "llama_tied")

@@ -85,6 +85,7 @@ func Register(peftType string, decode Decoder) {
 var packages = map[string]string{
 	"ADALORA":          "github.com/gopeft/gopeft/lora",
 	"BOFT":             "github.com/gopeft/gopeft/lora",
+	"IA3":              "github.com/gopeft/gopeft/adapters",
 	"LN_TUNING":        "github.com/gopeft/gopeft/adapters",
 	"LOHA":             "github.com/gopeft/gopeft/lora",
 	"LOKR":             "github.com/gopeft/gopeft/lora",

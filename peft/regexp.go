@@ -42,6 +42,22 @@ func compilePython(format, pattern string) (*pythonRegexp, error) {
 	return &pythonRegexp{source: pattern, re: re, left: patternBudget}, nil
 }
 
+// FullMatches reports which paths a Python regular expression matches as a whole, as
+// re.fullmatch does.
+func FullMatches(pattern string, paths []string) ([]bool, error) {
+	re, err := compilePython(`\A(?:%s)\z`, pattern)
+	if err != nil {
+		return nil, err
+	}
+	matches := make([]bool, len(paths))
+	for i, path := range paths {
+		if matches[i], _, err = re.match(path); err != nil {
+			return nil, err
+		}
+	}
+	return matches, nil
+}
+
 var (
 	upToRepeat   = regexp.MustCompile(`^\{,(\d+)\}`)
 	pythonTokens = []struct{ python, net string }{{`(?P<`, `(?<`}, {`(?P=`, `\k<`}, {`\Z`, `\z`}}

@@ -10,7 +10,7 @@ cd "$(dirname "$0")"
 # One process: importing torch, transformers and peft costs more than most of the work.
 exec "$PYTHON" -c '
 import pathlib, sys
-import families, encoders, lora_golden, methods_lora, methods_conv, initial_golden, methods_relatives, methods_orthogonal, embeddings_golden, curves_golden, targets_golden, generate_golden, sampling, combine_golden, quant_golden
-for part in (families, encoders, lora_golden, methods_lora, methods_conv, initial_golden, methods_relatives, methods_orthogonal, embeddings_golden, curves_golden, targets_golden, generate_golden, sampling, combine_golden, quant_golden):
+import families, encoders, lora_golden, methods_lora, methods_conv, initial_golden, methods_relatives, methods_orthogonal, embeddings_golden, curves_golden, targets_golden, generate_golden, sampling, combine_golden, quant_golden, ia3
+for part in (families, encoders, lora_golden, methods_lora, methods_conv, initial_golden, methods_relatives, methods_orthogonal, embeddings_golden, curves_golden, targets_golden, generate_golden, sampling, combine_golden, quant_golden, ia3):
     part.main(pathlib.Path(sys.argv[1]))
 ' "$OUT"
