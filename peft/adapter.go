@@ -51,6 +51,14 @@ type Param struct {
 	// Unsaved tensors are not part of the file: Init or Derive make them again from the
 	// configuration and the base, with seed 0.
 	Unsaved bool
+	// Beside tensors lie in a second file of the folder, prompt_encoder.safetensors, that
+	// Python's peft does not read, each under its Key: what training needs to go on, but the
+	// use of the adapter does not. See [PeftConfig.Besides].
+	Beside bool
+	// Computed tensors are part of the file and of no program: the adapter's [FileForm] makes
+	// them of the others. A file whose values are not those is refused: its second file is not
+	// of this adapter.
+	Computed bool
 	// InBase marks a tensor that Python's peft trains in the base itself, such as a bias: it
 	// is no parameter more.
 	InBase bool
@@ -243,6 +251,8 @@ type FileTensor struct {
 	Name, Key string
 	Shape     []int
 	Values    []float32
+	// Beside, see [Param].
+	Beside bool
 }
 
 // composite is an adapter made of others.

@@ -48,6 +48,8 @@ type PeftConfig struct {
 	reading bool
 	// maxRank is set while an adapter is attached, see MaxRank.
 	maxRank int
+	// besides is set while an adapter of a file is attached, see Besides.
+	besides bool
 }
 
 // MaxRank is the rank that the adapter being attached is to be laid out for, 0 for its own:
@@ -58,6 +60,10 @@ func (c PeftConfig) MaxRank() int { return c.maxRank }
 // file. Then an entry without effect is no error, as the file's tensors say what is
 // adapted, nor is an initialisation that this library cannot do.
 func (c PeftConfig) Reading() bool { return c.reading }
+
+// Besides reports whether the adapter that is being attached is read from a folder that has
+// the second file too, see [Param].Beside. Without it an adapter cannot ask for such tensors.
+func (c PeftConfig) Besides() bool { return c.besides }
 
 // Common returns c itself; it makes every struct that embeds a PeftConfig share it.
 func (c PeftConfig) Common() PeftConfig { return c }

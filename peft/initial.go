@@ -15,7 +15,7 @@ import (
 // seeded by (seed, name), so that neither order nor other adapters change it. read, if
 // not nil, fills a tensor from elsewhere and reports whether it did.
 func (na *namedAdapter) initial(on compute.Backend, seed uint64, read func(p Param, values []float32) (bool, error)) (values, constants []*tensors.Tensor, err error) {
-	params := na.adapter.Params()
+	params := slices.DeleteFunc(slices.Clone(na.adapter.Params()), func(p Param) bool { return p.Computed })
 	in := initialiser{seed: seed, read: read, params: params, kept: map[string][]float32{}}
 	in.deriving = slices.ContainsFunc(params, func(p Param) bool { return p.Derive != nil })
 	if in.deriving {

@@ -20,6 +20,7 @@ import (
 const (
 	configFile  = "adapter_config.json"
 	weightsFile = "adapter_model.safetensors"
+	besidesFile = "prompt_encoder.safetensors"
 	keyPrefix   = "base_model.model."
 
 	maxConfigSize = 64 << 20
@@ -94,53 +95,10 @@ func (s *adapterSet) planFile(dir string, maxRank int) (*namedAdapter, error) {
 	if err := s.checkRanges(config); err != nil {
 		return nil, err
 	}
-	return plan(s.base, config, true, maxRank)
-}
-
-// read reads the values of a planned adapter.
-func (na *namedAdapter) read(base site.Base, dir string) error {
-	file, err := openWeights(dir)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	names, report := compare(na.adapter.Params(), file, base)
-	if !report.ok() {
-		return &LoadError{Dir: dir, Report: report}
-	}
-	na.report = report
-	na.arguments, na.constants, err = na.initial(base.Backend(), 0, func(p Param, values []float32) (bool, error) {
-		if p.Unsaved {
-			return false, nil
-		}
-		name := names[strings.TrimPrefix(p.fileKey(), keyPrefix)]
-		if err := file.Float32s(name, values); err != nil {
-			return false, err
-		}
-		file.Release(name)
-		if err := checkFinite(p.Name, values); err != nil {
-			return false, err
-		}
-		return true, checkTwins(p, file, names, values)
-	})
-	return err
-}
-
-// checkTwins compares a tensor's values with the others that the file has of it.
-func checkTwins(p Param, file *safetensors.File, names map[string]string, values []float32) error {
-	for _, twin := range p.Twins {
-		other := make([]float32, len(values))
-		if err := file.Float32s(names[twin], other); err != nil {
-			return err
-		}
-		if err := checkFinite(twin, other); err != nil {
-			return err
-		}
-		if !slices.Equal(values, other) {
-			return fmt.Errorf("tensors %q and %q differ, but they are one", p.Name, twin)
-		}
-	}
-	return nil
+	common := config.Common()
+	_, err = os.Stat(filepath.Join(dir, besidesFile))
+	common.besides = err == nil
+	return plan(s.base, config.WithCommon(common), true, maxRank)
 }
 
 func readConfig(dir string) ([]byte, error) {

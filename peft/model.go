@@ -182,7 +182,7 @@ func plan(base site.Base, config Config, reading bool, maxRank int) (*namedAdapt
 	if c, ok := na.parts[0].(Configured); ok {
 		config = c.Config()
 	}
-	common.reading, common.maxRank = false, 0
+	common.reading, common.maxRank, common.besides = false, 0, false
 	na.config = config.WithCommon(common)
 	na.structure = na.identity()
 	return na, nil
@@ -203,7 +203,7 @@ func (na *namedAdapter) lay() (err error) {
 	var trained, frozen []Param
 	for _, p := range na.adapter.Params() {
 		switch {
-		case slices.Contains(p.Shape, 0): // in files alone
+		case slices.Contains(p.Shape, 0), p.Computed: // in files alone
 		case p.Frozen:
 			frozen = append(frozen, p)
 		default:

@@ -21,6 +21,14 @@ type LoadReport struct {
 	Copies []string
 }
 
+// and joins the reports of two files.
+func (r LoadReport) and(more LoadReport) LoadReport {
+	return LoadReport{
+		Loaded: append(r.Loaded, more.Loaded...), Missing: append(r.Missing, more.Missing...), Unexpected: append(r.Unexpected, more.Unexpected...),
+		Mismatched: append(r.Mismatched, more.Mismatched...), Copies: append(r.Copies, more.Copies...),
+	}
+}
+
 // Mismatch is a tensor of a file that does not fit.
 type Mismatch struct {
 	Name      string

@@ -18,8 +18,9 @@ const cardFile = "README.md"
 
 // SavePretrained writes the active adapters in peft's format: the one named
 // [DefaultAdapter] into dir itself, others into dir/NAME, each as
-// adapter_config.json and adapter_model.safetensors (float32), and a README.md
-// unless dir has one. Several are listed in adapters.json, which [LoadAdapters] reads.
+// adapter_config.json and adapter_model.safetensors (float32), for some methods a second
+// file of tensors (see [Param].Beside), and a README.md unless dir has one. Several are listed
+// in adapters.json, which [LoadAdapters] reads.
 //
 // All is written beside the target and read back before anything under dir
 // changes. If dir is new or holds nothing but the files of this adapter it is then
@@ -78,8 +79,9 @@ func (pm *PeftModel) onlyOurs(dir string) (bool, error) {
 	replaced := map[string]bool{".": true, cardFile: true, indexFile: true}
 	for _, name := range pm.active {
 		at := folder(".", name)
-		for _, path := range []string{at, filepath.Join(at, configFile), filepath.Join(at, weightsFile)} {
-			replaced[path] = true
+		replaced[at] = true
+		for _, file := range []string{configFile, weightsFile, besidesFile} {
+			replaced[filepath.Join(at, file)] = true
 		}
 	}
 	ours := true
@@ -137,11 +139,17 @@ func (pm *PeftModel) writeInto(part, dir string) error {
 
 // moveInto renames the written files into their places in dir.
 func (pm *PeftModel) moveInto(part, dir string) error {
-	var paths []string
+	var paths, stale []string
 	for _, name := range pm.active {
 		at := folder(".", name)
 		if err := os.MkdirAll(filepath.Join(dir, at), 0o777); err != nil {
 			return err
+		}
+		besides := filepath.Join(at, besidesFile)
+		if _, err := os.Stat(filepath.Join(part, besides)); err == nil {
+			paths = append(paths, besides)
+		} else {
+			stale = append(stale, besides) // of an adapter that was there before
 		}
 		paths = append(paths, filepath.Join(at, weightsFile), filepath.Join(at, configFile))
 	}
@@ -150,6 +158,11 @@ func (pm *PeftModel) moveInto(part, dir string) error {
 	}
 	for _, path := range append(paths, cardFile) {
 		if err := os.Rename(filepath.Join(part, path), filepath.Join(dir, path)); err != nil {
+			return err
+		}
+	}
+	for _, path := range stale {
+		if err := os.Remove(filepath.Join(dir, path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -165,7 +178,7 @@ func (na namedAdapter) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	var list []safetensors.Tensor
+	files := map[string][]safetensors.Tensor{}
 	for _, t := range tensors {
 		if err := checkFinite(t.Name, t.Values); err != nil {
 			return err
@@ -174,10 +187,14 @@ func (na namedAdapter) write(dir string) error {
 		if err := safetensors.EncodeFloat32s(data, t.Values, safetensors.F32); err != nil {
 			return err
 		}
+		file := weightsFile
+		if t.Beside {
+			file = besidesFile
+		}
 		key := Param{Name: t.Name, Key: t.Key}.fileKey()
-		list = append(list, safetensors.Tensor{Name: key, DType: safetensors.F32, Shape: t.Shape, Bytes: data})
+		files[file] = append(files[file], safetensors.Tensor{Name: key, DType: safetensors.F32, Shape: t.Shape, Bytes: data})
 	}
-	if len(list) == 0 {
+	if len(files[weightsFile]) == 0 {
 		return errors.New("it has no tensors")
 	}
 	config, err := EncodeConfig(fileConfig)
@@ -190,11 +207,22 @@ func (na namedAdapter) write(dir string) error {
 	if err := writeFile(filepath.Join(dir, configFile), config); err != nil {
 		return err
 	}
-	path := filepath.Join(dir, weightsFile)
-	if err := safetensors.Write(path, map[string]string{"format": "pt"}, list); err != nil {
+	for file, list := range files {
+		if err := safetensors.Write(filepath.Join(dir, file), map[string]string{"format": "pt"}, list); err != nil {
+			return err
+		}
+		if err := readBack(filepath.Join(dir, file), list); err != nil {
+			return err
+		}
+	}
+	got, err := os.ReadFile(filepath.Join(dir, configFile))
+	if err != nil {
 		return err
 	}
-	return readBack(dir, config, list)
+	if !bytes.Equal(got, config) {
+		return fmt.Errorf("%s reads back differently", configFile)
+	}
+	return nil
 }
 
 // fileForm returns what an adapter's files hold.
@@ -223,7 +251,7 @@ func (na namedAdapter) fileForm() (Config, []FileTensor, error) {
 			if p.Unsaved {
 				continue
 			}
-			tensor := FileTensor{Name: p.Name, Key: p.Key, Shape: p.fileShape(), Values: p.crop(values[p.Name])}
+			tensor := FileTensor{Name: p.Name, Key: p.Key, Shape: p.fileShape(), Values: p.crop(values[p.Name]), Beside: p.Beside}
 			list = append(list, tensor)
 			for _, twin := range p.Twins {
 				tensor.Name, tensor.Key = twin, ""
@@ -235,21 +263,14 @@ func (na namedAdapter) fileForm() (Config, []FileTensor, error) {
 }
 
 // readBack compares what lies on the disk with what was meant to.
-func readBack(dir string, config []byte, list []safetensors.Tensor) error {
-	got, err := os.ReadFile(filepath.Join(dir, configFile))
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(got, config) {
-		return fmt.Errorf("%s reads back differently", configFile)
-	}
-	file, err := safetensors.Open(filepath.Join(dir, weightsFile))
+func readBack(path string, list []safetensors.Tensor) error {
+	file, err := safetensors.Open(path)
 	if err != nil {
 		return fmt.Errorf("reading back: %w", err)
 	}
 	defer file.Close()
 	if n := len(file.Names()); n != len(list) {
-		return fmt.Errorf("reading back: %s has %d tensors, want %d", weightsFile, n, len(list))
+		return fmt.Errorf("reading back: %s has %d tensors, want %d", filepath.Base(path), n, len(list))
 	}
 	for _, want := range list {
 		data, err := file.Bytes(want.Name)

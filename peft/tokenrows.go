@@ -176,6 +176,21 @@ func (t *tokenRows) readRows(base site.Base, values []float32) error {
 	})
 }
 
+// ReadRows copies rows of an embedding of the base to the host as float32, one after the other.
+func ReadRows(base site.Base, m site.Module, rows []int) ([]float32, error) {
+	t := &tokenRows{TokenRows: TokenRows{Module: m, Rows: rows}}
+	for _, row := range rows {
+		if row < 0 || row >= t.vocabulary() {
+			return nil, fmt.Errorf("peft: reading rows of %q: want rows from 0 to %d, got %d", m.Path, t.vocabulary()-1, row)
+		}
+	}
+	values := make([]float32, len(rows)*t.features())
+	if err := t.readRows(base, values); err != nil {
+		return nil, fmt.Errorf("peft: reading rows of %q: %w", m.Path, err)
+	}
+	return values, nil
+}
+
 // readWhole is readRows for weights that are not stored row by row.
 func (t *tokenRows) readWhole(base site.Base, values []float32) error {
 	whole, _, err := baseValues(base, site.Parameter{Name: t.Module.Weight(), Shape: t.Module.StoredShape()})
