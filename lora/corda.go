@@ -10,6 +10,7 @@ import (
 	"gonum.org/v1/gonum/mat"
 
 	"github.com/gopeft/gopeft/internal/graphx"
+	"github.com/gopeft/gopeft/internal/linalg"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -140,19 +141,21 @@ func (l layer) cordaStart(W *mat.Dense, C *mat.SymDense, smallest bool) (start, 
 	}
 	var weighted mat.Dense
 	weighted.Mul(W, damped)
-	U, S, V, err := topSingular(&weighted, l.r, exact, nil)
+	var svd linalg.SVD
 	if smallest {
-		if U, S, V, err = decomposed(&weighted); err == nil {
-			first := len(S) - l.r
-			U, S, V = columnsOf(U, first, l.r), S[first:], columnsOf(V, first, l.r)
+		if svd, err = linalg.Whole(&weighted); err == nil {
+			svd = svd.Part(len(svd.S)-l.r, l.r)
 		}
+	} else {
+		svd, err = linalg.Truncated(&weighted, l.r)
 	}
 	if err != nil {
 		return start{}, err
 	}
 	var right mat.Dense
-	right.Mul(inverse, V)
-	return balanced(U, &right, S, l.scaling), nil
+	right.Mul(inverse, svd.V)
+	svd.V = &right
+	return balanced(svd, l.scaling), nil
 }
 
 // invert returns C with enough more on its diagonal, and the inverse of that.

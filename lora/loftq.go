@@ -56,15 +56,15 @@ func (l layer) loftqStart(W *mat.Dense, c LoftqConfig) (start, error) {
 		Q := mat.NewDense(rows, columns, fakeQuantised(R.RawMatrix().Data, columns, c.Bits))
 		var loss mat.Dense
 		loss.Sub(W, Q)
-		U, S, V, err := topSingular(&loss, l.r, exact, nil)
+		svd, err := topSingular(&loss, l.r, exact, nil)
 		if err != nil {
 			return start{}, err
 		}
 		if i == c.Iterations-1 {
-			return balanced(U, V, S, l.scaling), nil
+			return balanced(svd, l.scaling), nil
 		}
 		var L, next mat.Dense
-		L.Product(U, mat.NewDiagDense(len(S), S), V.T())
+		L.Product(svd.U, mat.NewDiagDense(len(svd.S), svd.S), svd.V.T())
 		next.Sub(W, &L)
 		R = &next
 	}

@@ -9,6 +9,7 @@ import (
 
 	"gonum.org/v1/gonum/mat"
 
+	"github.com/gopeft/gopeft/internal/linalg"
 	"github.com/gopeft/gopeft/peft"
 )
 
@@ -29,7 +30,7 @@ func (l layer) orthogonalParams() ([]peft.Param, error) {
 	all := l.params(InitDefault)
 	nameA, _ := l.names()
 	all[0].Init = func(random *rand.Rand, values []float32) error {
-		Q := orthonormal(normals(random, r, r))
+		Q, _ := linalg.ThinQR(normals(random, r, r))
 		var A mat.Dense
 		A.Mul(Q.Slice(0, r, 0, r/2), normals(random, r/2, l.In))
 		fillScaled(values, &A, 0.1)
@@ -45,7 +46,7 @@ func (l layer) orthogonalParams() ([]peft.Param, error) {
 		var span, B, joined mat.Dense
 		span.Mul(mat.NewDense(r, l.In, wide), normals(random, l.In, r/2))
 		joined.Augment(&span, normals(random, r, r/2))
-		Q := orthonormal(&joined) // its first half spans the columns of A
+		Q, _ := linalg.ThinQR(&joined) // its first half spans the columns of A
 		B.Mul(normals(random, l.Out, r/2), Q.Slice(0, r, r/2, r).T())
 		fillScaled(values, &B, 0.1)
 		return nil

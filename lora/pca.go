@@ -4,6 +4,8 @@ import (
 	"math"
 
 	"gonum.org/v1/gonum/mat"
+
+	"github.com/gopeft/gopeft/internal/linalg"
 )
 
 // incrementalPCA finds principal components batch by batch (Ross et al. 2008, "Incremental
@@ -75,12 +77,12 @@ func (p *incrementalPCA) decompose(X *mat.Dense) (*mat.Dense, []float64, error) 
 	if wanted >= min(rows, columns) || min(rows, columns) <= 256 {
 		niter, wanted = exact, p.components
 	}
-	_, S, V, err := topSingular(X, wanted, niter, seeded(p.key))
+	svd, err := topSingular(X, wanted, niter, seeded(p.key))
 	if err != nil {
 		return nil, nil, err
 	}
-	n := min(p.components, len(S))
-	vectors := mat.DenseCopyOf(V.Slice(0, columns, 0, n).T())
+	n := min(p.components, len(svd.S))
+	vectors := mat.DenseCopyOf(linalg.Columns(svd.V, 0, n).T())
 	for i := range n {
 		row := vectors.RawRowView(i)
 		largest := 0
@@ -95,7 +97,7 @@ func (p *incrementalPCA) decompose(X *mat.Dense) (*mat.Dense, []float64, error) 
 			}
 		}
 	}
-	return vectors, S[:n], nil
+	return vectors, svd.S[:n], nil
 }
 
 // similarity is the cosine between the rows of two matrices; nil without the first.

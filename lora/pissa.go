@@ -10,9 +10,9 @@ import "gonum.org/v1/gonum/mat"
 // niter is [exact], or the iterations of a randomised decomposition, whose noise depends
 // on the module's path alone.
 func (l layer) pissaStart(W *mat.Dense, niter int) (start, error) {
-	U, S, V, err := topSingular(W, l.r, niter, seeded(l.Path))
+	svd, err := topSingular(W, l.r, niter, seeded(l.Path))
 	if err != nil {
 		return start{}, err
 	}
-	return balanced(U, V, S, l.scaling), nil
+	return balanced(svd, l.scaling), nil
 }

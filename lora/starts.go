@@ -1,16 +1,15 @@
 package lora
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
-	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"gonum.org/v1/gonum/mat"
 
+	"github.com/gopeft/gopeft/internal/linalg"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/site"
 )
@@ -131,19 +130,17 @@ func floats(m mat.Matrix) []float32 {
 	return out
 }
 
-var errNoDecomposition = errors.New("the singular values of the weight do not converge: it may hold NaN or infinity")
-
 // balanced is the start whose product is U·S·Vᵀ / scaling, divided evenly between A and B:
 // A = √(S/s)·Vᵀ, B = U·√(S/s).
-func balanced(U, V *mat.Dense, S []float64, scaling float64) start {
-	root := make([]float64, len(S))
-	for i, v := range S {
+func balanced(svd linalg.SVD, scaling float64) start {
+	root := make([]float64, len(svd.S))
+	for i, v := range svd.S {
 		root[i] = sqrt(v / scaling)
 	}
-	D := mat.NewDiagDense(len(S), root)
+	D := mat.NewDiagDense(len(root), root)
 	var a, b mat.Dense
-	a.Mul(D, V.T())
-	b.Mul(U, D)
+	a.Mul(D, svd.V.T())
+	b.Mul(svd.U, D)
 	return start{a: floats(&a), b: floats(&b)}
 }
 
@@ -161,19 +158,4 @@ func normals(r *rand.Rand, rows, columns int) *mat.Dense {
 		values[i] = r.NormFloat64()
 	}
 	return mat.NewDense(rows, columns, values)
-}
-
-// columnsOf copies n columns from the first.
-func columnsOf(m mat.Matrix, first, n int) *mat.Dense {
-	rows, _ := m.Dims()
-	out := mat.NewDense(rows, n, nil)
-	for j := range n {
-		out.SetCol(j, mat.Col(nil, first+j, m))
-	}
-	return out
-}
-
-// finiteAll reports whether no value is NaN or infinite.
-func finiteAll(values []float64) bool {
-	return !slices.ContainsFunc(values, func(v float64) bool { return v-v != 0 })
 }

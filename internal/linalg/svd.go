@@ -5,15 +5,12 @@ package linalg
 import (
 	"errors"
 	"fmt"
-	"math"
-	"math/rand/v2"
 
-	"gonum.org/v1/gonum/lapack/lapack64"
 	"gonum.org/v1/gonum/mat"
 )
 
-// exactSize is the smaller side up to which all singular values are computed: the time
-// grows with its cube, and only the largest are wanted.
+// exactSize is the smaller side up to which all singular values are computed unless few of
+// them are wanted: the time grows with its cube.
 const exactSize = 512
 
 // SVD is M ≈ U·diag(S)·Vᵀ with the largest singular values, in falling order.
@@ -23,83 +20,45 @@ type SVD struct {
 	V *mat.Dense // [columns, k]
 }
 
-// Truncated returns the k largest singular values of a matrix and their vectors. From
-// exactSize on it iterates on a subspace (Halko, Martinsson and Tropp 2011, algorithm 4.4)
-// until they are settled.
+// Whole returns all singular values. A matrix of 1024 x 1024 takes 15 seconds, one of
+// 4096 x 4096 a quarter of an hour.
+func Whole(m mat.Matrix) (SVD, error) {
+	var svd mat.SVD
+	if !svd.Factorize(m, mat.SVDThin) {
+		return SVD{}, errNoDecomposition
+	}
+	s := svd.Values(nil)
+	for _, v := range s {
+		if v-v != 0 { // NaN or infinite
+			return SVD{}, errNoDecomposition
+		}
+	}
+	var u, v mat.Dense
+	svd.UTo(&u)
+	svd.VTo(&v)
+	return SVD{&u, s, &v}, nil
+}
+
+var errNoDecomposition = errors.New("linalg: the singular values do not converge: the matrix may hold NaN or infinity")
+
+// Truncated returns the k largest singular values of a matrix and their vectors, by a Krylov
+// method where that is faster, see [krylov].
 func Truncated(m mat.Matrix, k int) (SVD, error) {
 	rows, columns := m.Dims()
 	small := min(rows, columns)
 	if k < 1 || k > small {
 		return SVD{}, fmt.Errorf("linalg: %d singular values of a %d x %d matrix", k, rows, columns)
 	}
-	if small <= exactSize || 4*k > small {
-		return exact(m, k)
-	}
-	return iterated(m, k)
-}
-
-func exact(m mat.Matrix, k int) (SVD, error) {
-	var svd mat.SVD
-	if !svd.Factorize(m, mat.SVDThin) {
-		return SVD{}, errors.New("linalg: the singular value decomposition does not converge: are there NaNs?")
-	}
-	var u, v mat.Dense
-	svd.UTo(&u)
-	svd.VTo(&v)
-	return SVD{cut(&u, k), svd.Values(nil)[:k], cut(&v, k)}, nil
-}
-
-// cut returns the first k columns.
-func cut(m *mat.Dense, k int) *mat.Dense {
-	rows, _ := m.Dims()
-	return m.Slice(0, rows, 0, k).(*mat.Dense)
-}
-
-// The columns beyond k, the most iterations, and when singular values are settled.
-const (
-	oversampling   = 16
-	mostIterations = 60
-	settled        = 1e-8
-)
-
-func iterated(m mat.Matrix, k int) (SVD, error) {
-	rows, columns := m.Dims()
-	width := min(k+max(oversampling, k/2), rows, columns)
-	random := rand.New(rand.NewPCG(1, 2)) // any directions do
-	start := make([]float64, columns*width)
-	for i := range start {
-		start[i] = random.NormFloat64()
-	}
-	basis := mat.NewDense(columns, width, start)
-	var before []float64
-	for range mostIterations {
-		var image, back mat.Dense
-		image.Mul(m, basis)
-		q, _ := ThinQR(&image)
-		back.Mul(m.T(), q) // [columns, width]: its singular values are those of qᵀ·m
-		svd, err := exact(&back, width)
-		if err != nil {
-			return SVD{}, err
+	if blocks := krylovSize(small, k); blocks > 0 {
+		if svd, ok := krylov(m, k, blocks); ok {
+			return svd, nil
 		}
-		if changed(before, svd.S[:k]) <= settled*svd.S[0] {
-			var u mat.Dense
-			u.Mul(q, svd.V)
-			return SVD{cut(&u, k), svd.S[:k], cut(svd.U, k)}, nil
-		}
-		before, basis = append([]float64{}, svd.S[:k]...), svd.U
 	}
-	return SVD{}, fmt.Errorf("linalg: %d singular values of a %d x %d matrix are not settled after %d iterations", k, rows, columns, mostIterations)
-}
-
-func changed(before, after []float64) float64 {
-	if before == nil {
-		return math.Inf(1)
+	svd, err := Whole(m)
+	if err != nil {
+		return SVD{}, err
 	}
-	var most float64
-	for i := range after {
-		most = max(most, math.Abs(after[i]-before[i]))
-	}
-	return most
+	return svd.First(k), nil
 }
 
 // OfProduct is [Truncated] of b·a, b [rows, r] and a [r, columns], without forming the
@@ -118,10 +77,11 @@ func OfProduct(b, a *mat.Dense, k int) (SVD, error) {
 	qa, ra := ThinQR(&at)
 	var core mat.Dense
 	core.Mul(rb, ra.T())
-	svd, err := exact(&core, min(k, r))
+	svd, err := Whole(&core)
 	if err != nil {
 		return SVD{}, err
 	}
+	svd = svd.First(min(k, r))
 	var u, v mat.Dense
 	u.Mul(qb, svd.U)
 	v.Mul(qa, svd.V)
@@ -136,31 +96,16 @@ func OfProduct(b, a *mat.Dense, k int) (SVD, error) {
 	return grown, nil
 }
 
-// ThinQR returns m = Q·R of a tall matrix, with Q [rows, columns] orthonormal and R
-// [columns, columns] upper triangular. Signs are LAPACK's, and so PyTorch's.
-func ThinQR(m mat.Matrix) (q, r *mat.Dense) {
-	rows, columns := m.Dims()
-	if rows < columns {
-		panic(fmt.Errorf("linalg: thin QR of a %d x %d matrix", rows, columns))
-	}
-	q = mat.DenseCopyOf(m)
-	tau := make([]float64, columns)
-	call := func(f func(work []float64, n int)) {
-		work := []float64{0}
-		f(work, -1) // asks for the size
-		work = make([]float64, int(work[0]))
-		f(work, len(work))
-	}
-	call(func(work []float64, n int) { lapack64.Geqrf(q.RawMatrix(), tau, work, n) })
-	r = mat.NewDense(columns, columns, nil)
-	for i := range columns {
-		for j := i; j < columns; j++ {
-			r.Set(i, j, q.At(i, j))
-		}
-	}
-	call(func(work []float64, n int) { lapack64.Orgqr(q.RawMatrix(), tau, work, n) })
-	return q, r
+// First returns the k largest of the singular values that there are.
+func (s SVD) First(k int) SVD { return s.Part(0, k) }
+
+// Part returns k of the singular values from the first.
+func (s SVD) Part(first, k int) SVD {
+	return SVD{Columns(s.U, first, k), s.S[first : first+k], Columns(s.V, first, k)}
 }
 
-// First returns the k largest of the singular values that there are.
-func (s SVD) First(k int) SVD { return SVD{cut(s.U, k), s.S[:k], cut(s.V, k)} }
+// Columns is the part of m that begins with the column first, k columns wide.
+func Columns(m *mat.Dense, first, k int) *mat.Dense {
+	rows, _ := m.Dims()
+	return m.Slice(0, rows, first, first+k).(*mat.Dense)
+}
