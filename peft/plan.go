@@ -16,6 +16,8 @@ type Plan struct {
 	Targets []PlannedTarget
 	// Patterns says how many modules each entry of the configuration decided about.
 	Patterns []PatternCount
+	// VirtualTokens is how many tokens the adapter puts before those of every row.
+	VirtualTokens int
 	// Count is what [PeftModel.TrainableParameters] would return.
 	Count Count
 }
@@ -68,6 +70,8 @@ func (na *namedAdapter) describe(base site.Base) *Plan {
 	if describer != nil {
 		p.Patterns = describer.Patterns()
 	}
+	slots, rows := na.virtualTokens()
+	p.VirtualTokens = slots + rows
 	p.countParameters(na.layout)
 	p.Count.Trainable = na.trainable()
 	p.Count.All = na.added()

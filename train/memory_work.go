@@ -17,6 +17,8 @@ type work struct {
 	adapters []*peft.Plan
 	// adapted are the trainable values at a module, by its path.
 	adapted map[string]int
+	// sublayer are those at an attention or feed-forward sublayer.
+	sublayer map[string]int
 	// replaced are parameters of the base that trained copies stand for, by name.
 	replaced map[string]bool
 	// quantised are the parameters that are dequantised for their products.
@@ -30,7 +32,7 @@ type work struct {
 
 func newWork(b plannedBase, adapters []*peft.Plan) *work {
 	w := &work{
-		base: b, adapters: adapters, adapted: map[string]int{}, replaced: map[string]bool{}, quantised: map[string]bool{},
+		base: b, adapters: adapters, adapted: map[string]int{}, sublayer: map[string]int{}, replaced: map[string]bool{}, quantised: map[string]bool{},
 		element: int64(b.DType().Size()), cache: b.CacheShape(),
 	}
 	sizes := map[string]int{}
@@ -42,6 +44,12 @@ func newWork(b plannedBase, adapters []*peft.Plan) *work {
 	}
 	for _, a := range adapters {
 		for _, t := range a.Targets {
+			if kind := t.Module.Kind; kind == site.Attention || kind == site.FeedForward {
+				if t.Parameters > 0 { // virtual tokens have theirs elsewhere
+					w.sublayer[t.Module.Path] += t.Parameters
+				}
+				continue
+			}
 			w.adapted[t.Module.Path] += t.Parameters
 			if own := sizes[t.Module.Weight()]; len(t.Settings) == 0 && own > 0 && t.Parameters >= own {
 				w.replaced[t.Module.Weight()], w.replaced[t.Module.BiasName()] = true, t.Module.Bias
@@ -91,11 +99,15 @@ func (w *work) parameters(p *MemoryPlan) {
 
 // activations plans what depends on the batch.
 func (w *work) activations(p *MemoryPlan) {
-	tokens := int64(p.Batch) * int64(p.Length)
+	length := int64(p.Length)
+	for _, a := range w.adapters {
+		length += int64(a.VirtualTokens)
+	}
+	tokens := int64(p.Batch) * length
 	hidden := int64(w.base.Head().In)
 	var kept, inside, backward int64
 	for _, b := range w.blocks() {
-		n := b.kept(w, hidden, int64(p.Length))
+		n := b.kept(w, hidden, length) + w.sublayers(b.layer, hidden)
 		if p.GradientCheckpointing {
 			kept += hidden * w.element
 			inside = max(inside, n-hidden*w.element)
@@ -108,12 +120,25 @@ func (w *work) activations(p *MemoryPlan) {
 	kept += 2 * hidden * w.element // the input of the last norm and its output
 	p.Activations = tokens * kept
 	p.Backward = tokens * (inside + backward)
-	chunks := CausalLM{ChunkTokens: p.ChunkTokens}.chunks(w.base.VocabSize(), int(tokens))
+	chunks := CausalLM{ChunkTokens: p.ChunkTokens}.chunks(w.base.VocabSize(), p.Batch*p.Length)
 	p.Logits = 2 * int64(chunks[0][1]-chunks[0][0]) * int64(w.base.VocabSize()) * w.element
+}
+
+// sublayers is the number of bytes a token that adapters of a layer's sublayers keep: what the
+// sublayer gives, and what the adapter makes of it at its narrowest.
+func (w *work) sublayers(layer string, hidden int64) int64 {
+	var n int64
+	for path, parameters := range w.sublayer {
+		if layerOf(path) == layer {
+			n += hidden + int64(parameters)/(2*hidden)
+		}
+	}
+	return n * w.element
 }
 
 // plannedBlock is one layer of a transformer by the modules it has.
 type plannedBlock struct {
+	layer string
 	norms []site.Module
 	// attention ends with the projection of what attention gives; forward is the rest,
 	// whose last one leads back to the residual stream.
@@ -131,7 +156,7 @@ func (w *work) blocks() []*plannedBlock {
 		}
 		b := index[layer]
 		if b == nil {
-			b = &plannedBlock{}
+			b = &plannedBlock{layer: layer}
 			index[layer] = b
 			out = append(out, b)
 		}
