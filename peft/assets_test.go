@@ -128,12 +128,12 @@ func TestRealConfigs(t *testing.T) {
 		_, err = peft.DryRun(baseOf(t, data), config)
 		require.NoError(t, err, file)
 	}
-	require.Equal(t, map[string]int{"ADALORA": 2, "BOFT": 2, "LN_TUNING": 2, "OFT": 2, "TRAINABLE_TOKENS": 1, "LOHA": 2, "LOKR": 2, "LORA": 11, "MISS": 4, "VERA": 2}, parsed)
+	require.Equal(t, map[string]int{"ADALORA": 2, "BOFT": 2, "IA3": 4, "LN_TUNING": 2, "OFT": 2, "TRAINABLE_TOKENS": 1, "LOHA": 2, "LOKR": 2, "LORA": 11, "MISS": 4, "VERA": 2}, parsed)
 	require.Equal(t, map[string]int{"LORA": 4}, refused)
 }
 
 // methods are those of the packages that this test imports.
-var methods = []string{"ADALORA", "BOFT", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "OFT", "TRAINABLE_TOKENS", "VERA"}
+var methods = []string{"ADALORA", "BOFT", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "OFT", "TRAINABLE_TOKENS", "VERA"}
 
 // baseOf is a base that has the targets which a configuration names.
 func baseOf(t *testing.T, config []byte) site.Base {

@@ -97,9 +97,9 @@ def sums(root):
 
 
 GEOMETRY = {  # in, out, kernel, groups
-    "plain": (4, 6, (3, 2), 1),
-    "grouped": (6, 4, (2, 2), 2),
-    "volume": (3, 4, (2, 1, 2), 1),
+    "plain": (4, 6, (3, 1), 1),
+    "grouped": (6, 4, (1, 3), 2),
+    "volume": (3, 4, (3, 1, 3), 1),
 }
 
 
@@ -126,7 +126,7 @@ def convolutions(root):
         out, total = {}, 0
         for name, (inputs, _, kernel, _) in GEOMETRY.items():
             layer = getattr(model.base_model.model, name)
-            x = torch.from_numpy(rng("ia3-x", name).standard_normal((2, inputs, 4, 3, 3)[: 2 + len(kernel)])).float()
+            x = torch.from_numpy(rng("ia3-x", name).standard_normal((2, inputs, 4, 5, 3)[: 2 + len(kernel)])).float()
             y = layer(x)
             g = torch.from_numpy(rng("ia3-g", name).standard_normal(tuple(y.shape))).float()
             total = total + (g * y).sum()
