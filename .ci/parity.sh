@@ -63,7 +63,8 @@ export GOPEFT_ASSETS=$ASSETS GOPEFT_SMOLLM2=$smollm2
 if wants fixtures; then
   stage "the real libraries still give the committed fixtures"
   rm -rf "$WORK/golden"
-  PYTHON=$PYTHON bash internal/golden/make_all.sh "$WORK/golden" >"$WORK/golden.log" 2>&1 || { cat "$WORK/golden.log"; exit 1; }
+  PYTHON=$PYTHON ADAPTERHUB=${ADAPTERHUB:-$WORK/adapterhub} bash internal/golden/make_all.sh "$WORK/golden" >"$WORK/golden.log" 2>&1 || { cat "$WORK/golden.log"; exit 1; }
+  grep '^!!!' "$WORK/golden.log" || true
   "$PYTHON" internal/golden/compare.py internal/golden/testdata "$WORK/golden"
   stage "the checks notice what is wrong"
   (cd internal/golden && "$PYTHON" -m unittest -q test_tools.py)

@@ -182,6 +182,9 @@ func (s Suite) badFiles(t *testing.T) {
 		if strings.HasPrefix(s.Family, other) {
 			other = "llama"
 		}
+		if s.Other != "" {
+			other = s.Other
+		}
 		s.Family = other
 		_, err := peft.LoadAdapter(s.base(t), good)
 		require.Error(t, err)

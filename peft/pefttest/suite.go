@@ -23,6 +23,9 @@ type Suite struct {
 	Config peft.Config
 	// Family is the base: a folder of internal/golden/testdata/families. "": "llama".
 	Family string
+	// Other is a family that files of the adapter do not fit. "": one whose heads have another
+	// size.
+	Other string
 	// NotIdentity is set for a method whose fresh adapter changes the model.
 	NotIdentity bool
 	// NotMergeable is set for a method that cannot be merged: it must refuse.
