@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
@@ -13,7 +12,6 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/gopeft/gopeft/internal/safetensors"
-	"github.com/gopeft/gopeft/internal/suggest"
 	"github.com/gopeft/gopeft/quant"
 	"github.com/gopeft/gopeft/site"
 )
@@ -58,25 +56,13 @@ func readable(n network) map[string]site.Module {
 
 // checkScheme refuses settings that make no sense, and modules to skip that are none of n.
 func checkScheme(n network, scheme quant.Scheme) error {
-	if err := scheme.Validate(); err != nil {
-		return err
-	}
 	var linear []string
 	for _, m := range n.Modules() {
 		if m.Kind == site.Linear {
 			linear = append(linear, m.Path)
 		}
 	}
-	for _, skip := range scheme.Config().SkipModules {
-		if !slices.ContainsFunc(linear, func(path string) bool { return strings.HasSuffix("."+path, "."+skip) }) {
-			names := map[string]bool{}
-			for _, path := range linear {
-				names[path], names[path[strings.LastIndexByte(path, '.')+1:]] = true, true
-			}
-			return fmt.Errorf("quantization: module to skip %q is no linear layer%s", skip, suggest.DidYouMean(skip, sortedKeys(names)))
-		}
-	}
-	return nil
+	return quant.Check(scheme, linear)
 }
 
 // quantises reports whether the model is to hold a parameter in few bits.

@@ -14,6 +14,7 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 
 	"github.com/gopeft/gopeft/internal/rewrite"
+	"github.com/gopeft/gopeft/quant"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -34,14 +35,21 @@ type WrapOptions struct {
 	// Inference builds the model for inference in training too: without its own dropout,
 	// batch normalisation with the averages that it has.
 	Inference bool
+	// Quantization, if not nil, holds the weights of linear modules, but the head's, in few
+	// bits: quant.NF4{}, quant.FP4{} or quant.INT8{}. The base then has a copy of the store's
+	// values: drop or finalise the store to free the full weights. See docs/foreign.md.
+	Quantization quant.Scheme
 }
 
 // WrappedModel is a base made of a GoMLX model that knows nothing of this library. Its
 // modules are found in the graph that the model builds, which is rewritten for adapters.
 // See docs/foreign.md for what can be rewritten. It is safe for concurrent use.
 type WrappedModel struct {
-	backend    compute.Backend
-	store      *model.Store
+	backend compute.Backend
+	store   *model.Store
+	// plain is the store that fn sees: store itself, unless weights are quantised.
+	plain      *model.Store
+	quantised  map[string]wrapQuantised // by the weights' names
 	fn         ModelFunc
 	options    WrapOptions
 	inputs     []shapes.Shape
@@ -59,6 +67,7 @@ type WrappedModel struct {
 var (
 	_ site.Function = (*WrappedModel)(nil)
 	_ site.Exporter = (*WrappedModel)(nil)
+	_ site.Reader   = (*WrappedModel)(nil)
 )
 
 // WrapModel makes a base of a GoMLX model. inputs are shapes that the model accepts, such
@@ -70,9 +79,10 @@ var (
 // silently work with random numbers.
 //
 // A module's path is the scope of its weight with dots for slashes. Adapters replace
-// nothing in the store, and fn stays as it is.
+// nothing in the store, and fn stays as it is. With WrapOptions.Quantization the base has
+// a store of its own.
 func WrapModel(backend compute.Backend, store *model.Store, fn ModelFunc, inputs []shapes.Shape, options ...WrapOptions) (*WrappedModel, error) {
-	w := &WrappedModel{backend: backend, store: store, fn: fn, inputs: slices.Clone(inputs), programs: map[string]*model.Exec{}}
+	w := &WrappedModel{backend: backend, store: store, plain: store, fn: fn, inputs: slices.Clone(inputs), programs: map[string]*model.Exec{}}
 	if len(options) > 0 {
 		w.options = options[0]
 	}
@@ -98,20 +108,27 @@ func (w *WrappedModel) build(p *site.Pass, inputs []*graph.Node) ([]*graph.Node,
 	g := p.Graph
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	parameters, decoders, encode := w.decode(g)
 	first := len(g.Nodes())
 	restore := w.prepare(p)
 	g.PushAliasScope(aliasScope)
-	outputs := w.fn(w.store.RootScope(), inputs)
+	outputs := w.fn(w.plain.RootScope(), inputs)
 	g.PopAliasScope()
 	restore()
+	encode()
 	for i, n := range outputs {
 		if n == nil || n.Graph() != g {
 			panic(fmt.Errorf("peft: wrapped model: output %d is no node of the graph", i))
 		}
 	}
-	parameters := map[*graph.Node]string{}
+	held := map[string]bool{}
+	for _, q := range w.quantised {
+		for _, path := range q.arrays {
+			held[path] = true
+		}
+	}
 	for v := range w.store.IterVariables() {
-		if !v.InUseByGraph(g) || v.Name() == model.RNGStateVariableName {
+		if held[v.Path()] || !v.InUseByGraph(g) || v.Name() == model.RNGStateVariableName {
 			continue
 		}
 		if v.ChangedInGraph(g) {
@@ -123,7 +140,11 @@ func (w *WrappedModel) build(p *site.Pass, inputs []*graph.Node) ([]*graph.Node,
 		}
 		parameters[v.NodeValue(g)] = name
 	}
-	return outputs, rewrite.Find(g, first, outputs, parameters, aliasScope)
+	found := rewrite.Find(g, first, outputs, parameters, aliasScope)
+	if len(decoders) > 0 {
+		found.SetQuantised(decoders)
+	}
+	return outputs, found
 }
 
 // Backend implements [site.Base].
@@ -154,7 +175,7 @@ func (w *WrappedModel) Call(p *site.Pass, inputs []*graph.Node) []*graph.Node {
 		panic(errors.New("peft: wrapped model: gradient checkpointing needs a model that was made for it: put Node.Checkpoint into the model function"))
 	}
 	outputs, found := w.build(p, inputs)
-	if p.Hook == nil {
+	if p.Hook == nil && len(w.quantised) == 0 {
 		found.Keep()
 		return outputs
 	}
@@ -207,6 +228,9 @@ func (w *WrappedModel) String() string {
 	fmt.Fprintf(&b, "wrapped model of %d parameters", len(w.parameters))
 	for _, m := range w.modules.List() {
 		fmt.Fprintf(&b, "\n%s: %s %d -> %d", m.Path, m.Kind, m.In, m.Out)
+		if _, ok := w.quantised[m.Weight()]; ok {
+			b.WriteString(", quantised")
+		}
 		if m.TiedTo != "" {
 			fmt.Fprintf(&b, ", shares the weight of %s", m.TiedTo)
 		}

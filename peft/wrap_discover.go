@@ -22,12 +22,16 @@ func (w *WrappedModel) discover() error {
 	}
 	var read []string
 	var uses []rewrite.Use
+	besides := map[string]string{}
 	err := w.sketch(func(g *graph.Graph, inputs []*graph.Node) error {
 		outputs, found := w.build(&site.Pass{Graph: g}, inputs)
 		if len(outputs) == 0 {
 			return errors.New("the model has no outputs")
 		}
 		read, uses = found.Read(), found.Uses()
+		for _, u := range uses {
+			besides[u.Weight] = found.Besides(u.Weight)
+		}
 		return nil
 	})
 	if err != nil {
@@ -42,7 +46,10 @@ func (w *WrappedModel) discover() error {
 		return err
 	}
 	w.modules, err = rewrite.NewModules(uses, vectors, w.options.Names, w.options.Head)
-	return err
+	if err != nil || w.options.Quantization == nil {
+		return err
+	}
+	return w.quantise(besides)
 }
 
 // sketch gives f a graph with the model's inputs that is never run.

@@ -42,7 +42,7 @@ func (w *WrappedModel) export(ctx context.Context, dir string, edit func(site.Pa
 	var list []safetensors.Tensor
 	var infos []safetensors.TensorInfo
 	for _, p := range w.exported() {
-		v := w.store.GetVariable(site.VariablePath(p.Name))
+		v := w.plain.GetVariable(site.VariablePath(p.Name))
 		dtype, ok := exportDTypes[v.DType()]
 		if !ok {
 			return fmt.Errorf("variable %q: safetensors has no dtype %s", v.Path(), v.DType())
@@ -51,7 +51,7 @@ func (w *WrappedModel) export(ctx context.Context, dir string, edit func(site.Pa
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			data, _, err := edited(v, p, dtype, edit)
+			data, _, err := w.edited(p, dtype, edit)
 			if err == nil {
 				_, err = out.Write(data)
 			}
@@ -75,7 +75,7 @@ func (w *WrappedModel) export(ctx context.Context, dir string, edit func(site.Pa
 func (w *WrappedModel) exported() []site.Parameter {
 	all := w.Parameters()
 	for _, name := range w.buffers {
-		all = append(all, site.Parameter{Name: name, Shape: w.store.GetVariable(site.VariablePath(name)).Shape().Dimensions})
+		all = append(all, site.Parameter{Name: name, Shape: w.plain.GetVariable(site.VariablePath(name)).Shape().Dimensions})
 	}
 	return all
 }
@@ -87,17 +87,10 @@ var exportDTypes = map[dtypes.DType]safetensors.DType{
 	dtypes.Bool: safetensors.BOOL,
 }
 
-// edited returns the bytes of a variable after edit, and whether it changed them.
-func edited(v *model.Variable, p site.Parameter, dtype safetensors.DType, edit func(site.Parameter, []float32) (bool, error)) (data []byte, changed bool, err error) {
-	t, err := v.Value()
-	if err != nil {
-		return nil, false, err
-	}
-	err = withBytes(t, func(b []byte) error {
-		data = append(data, b...)
-		return nil
-	})
-	if err != nil || edit == nil || !v.DType().IsFloat() {
+// edited returns the bytes of a parameter after edit, and whether it changed them.
+func (w *WrappedModel) edited(p site.Parameter, dtype safetensors.DType, edit func(site.Parameter, []float32) (bool, error)) (data []byte, changed bool, err error) {
+	data, err = w.bytesOf(p.Name, dtype)
+	if err != nil || edit == nil || !isFloat(dtype) {
 		return data, false, err
 	}
 	values := make([]float32, p.Size())
@@ -116,9 +109,30 @@ func edited(v *model.Variable, p site.Parameter, dtype safetensors.DType, edit f
 	return data, true, nil
 }
 
+// bytesOf copies a parameter's values, decoded if it is held in few bits.
+func (w *WrappedModel) bytesOf(name string, dtype safetensors.DType) (data []byte, err error) {
+	if q, ok := w.quantised[name]; ok {
+		values, err := w.decodedValues(q)
+		if err != nil {
+			return nil, err
+		}
+		data = make([]byte, len(values)*dtype.Bits()/8)
+		return data, safetensors.EncodeFloat32s(data, values, dtype)
+	}
+	t, err := w.store.GetVariable(site.VariablePath(name)).Value()
+	if err != nil {
+		return nil, err
+	}
+	err = withBytes(t, func(b []byte) error {
+		data = append(data, b...)
+		return nil
+	})
+	return data, err
+}
+
 // Merged returns a copy of the store with the active adapters of a view merged into its
 // values, for the same model function: see [PeftModel.Merge]. The wrapped store stays as
-// it was.
+// it was. Weights held in few bits are decoded in the copy.
 func (w *WrappedModel) Merged(pm *PeftModel) (*model.Store, MergeReport, error) {
 	store, report, err := w.merged(pm)
 	if err != nil {
@@ -136,16 +150,16 @@ func (w *WrappedModel) merged(pm *PeftModel) (store *model.Store, report MergeRe
 		return nil, report, err
 	}
 	err = graphx.Try(func() error {
-		if store, err = w.store.Clone(); err != nil {
+		if store, err = w.plain.Clone(); err != nil {
 			return err
 		}
 		for _, p := range w.parameters {
-			v := w.store.GetVariable(site.VariablePath(p.Name))
-			data, changed, err := edited(v, p, exportDTypes[v.DType()], m.edit)
+			v := w.plain.GetVariable(site.VariablePath(p.Name))
+			data, changed, err := w.edited(p, exportDTypes[v.DType()], m.edit)
 			if err != nil {
 				return err
 			}
-			if !changed {
+			if _, quantised := w.quantised[p.Name]; !changed && !quantised {
 				continue
 			}
 			t, err := tensors.FromRaw(w.backend, 0, v.Shape(), data)

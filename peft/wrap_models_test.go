@@ -30,6 +30,7 @@ type foreign struct {
 	input  shapes.Shape
 	ids    int // the input holds ids below it; 0: floats
 	target peft.Targets
+	head   string // the module that is the head, where it shares another's weight
 	// modules are the paths that must be found, in order.
 	modules []string
 }
@@ -130,7 +131,7 @@ var foreignModels = []foreign{
 	{name: "mlp", fn: mlp, input: float32s(4, 7), target: peft.AllLinear, modules: []string{"hidden.dense", "middle.dense", "readout.dense"}},
 	{name: "fused", fn: fused, input: float32s(4, 4), target: peft.AllLinear, modules: []string{"gate", "readout.dense", "norm.layer_normalization"}},
 	{name: "by hand", fn: byHand, input: float32s(2, 3, 4), target: peft.AllLinear, modules: []string{"split", "merge", "left", "back"}},
-	{name: "shared", fn: shared, input: int32s(2, 3), ids: 11, target: peft.Modules("embed", "again.dense", "embed.linear"), modules: []string{"embed", "again.dense", "embed.linear"}},
+	{name: "shared", fn: shared, input: int32s(2, 3), ids: 11, target: peft.Modules("embed", "again.dense", "embed.linear"), head: "embed.linear", modules: []string{"embed", "again.dense", "embed.linear"}},
 	{name: "conv1d", fn: convolutions(images.ChannelsLast, 1), input: float32s(2, 9, 3), target: peft.Regex("first.conv|second.conv|readout.dense"), modules: []string{"first.conv", "second.conv", "readout.dense"}},
 	{name: "conv2d", fn: convolutions(images.ChannelsLast, 2), input: float32s(2, 6, 5, 3), target: peft.Regex("first.conv|second.conv|readout.dense"), modules: []string{"first.conv", "second.conv", "readout.dense"}},
 	{name: "conv2d channels first", fn: convolutions(images.ChannelsFirst, 2), input: float32s(2, 3, 6, 5), target: peft.Regex("first.conv|second.conv|readout.dense"), modules: []string{"first.conv", "second.conv", "readout.dense"}},

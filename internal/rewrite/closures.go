@@ -100,7 +100,7 @@ func (s *Search) controlAfter(n *graph.Node) *graph.Node {
 // checkClosures refuses changes that a closure would not see: it keeps the nodes that it was built with.
 func (r *rewriter) checkClosures() {
 	for _, e := range r.search.enclosed {
-		if m, ok := r.module(e); ok && r.pass.Hook.Adapts(m.Path) {
+		if m, ok := r.module(e); ok && r.pass.Adapts(m.Path) {
 			panic(fmt.Errorf("module %q is used inside a closure of %s, which cannot be rewritten: exclude it from the targets", m.Path, e.Enclosed))
 		}
 	}

@@ -49,6 +49,7 @@ func (s *Search) Apply(p *site.Pass, module func(Use) (site.Module, bool)) []*gr
 		case u != nil:
 			r.set(n, r.site(u))
 		case inner[n] != nil:
+		case s.quantised[n] != nil: // each use asks for it
 		case s.parameters[n] != "":
 			r.set(n, r.parameter(n))
 		case s.unfused[n] != nil:
@@ -143,7 +144,11 @@ func (r *rewriter) site(u *use) *graph.Node {
 	}
 	frozen := func() *graph.Node { return r.frozen(u, m, dtype) }
 	var unchanged *graph.Node // the model's own output as the site's
+	decode := r.decodes(u)
 	base := func(in *graph.Node) *graph.Node {
+		if decode != nil {
+			return r.decoded(u, m, in, dtype, decode)
+		}
 		if m.Kind != site.Convolution && !slices.Equal(in.Shape().Dimensions, x.Shape().Dimensions) {
 			return r.anew(u, m, in, dtype)
 		}
@@ -178,7 +183,11 @@ func (r *rewriter) anew(u *use, m site.Module, in *graph.Node, dtype dtypes.DTyp
 	}
 	_, wArg := u.builder.arguments()
 	p, _, _ := r.search.trace(u.op.Inputs()[wArg])
-	y := u.builder.with(m, in, convert(reshape(r.parameter(p), m.StoredShape()), dtype))
+	return r.withBias(u, m, u.builder.with(m, in, convert(reshape(r.parameter(p), m.StoredShape()), dtype)), dtype)
+}
+
+// withBias adds the module's bias, if it has one, to its product.
+func (r *rewriter) withBias(u *use, m site.Module, y *graph.Node, dtype dtypes.DType) *graph.Node {
 	for p, name := range r.search.parameters {
 		if name == u.Bias {
 			y = graph.Add(y, m.Expand(convert(r.parameter(p), dtype), y.Rank()))

@@ -44,6 +44,10 @@ type Search struct {
 	enclosed []Use
 	loose    []*graph.Node
 	control  []*graph.Node
+	// quantised decodes the parameters that are held in few bits; checkpoints is true if the
+	// model has checkpointed regions of its own.
+	quantised   map[*graph.Node]Decode
+	checkpoints bool
 }
 
 type search = Search
