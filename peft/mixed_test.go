@@ -9,6 +9,7 @@ import (
 	"github.com/gomlx/gomlx/ml/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/adapters"
 	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/lora"
@@ -58,6 +59,7 @@ func zoo(t testing.TB, family string) (*models.Model, *peft.PeftModel) {
 		{"dora", lora.LoraConfig{R: 2, UseDora: true, InitLoraWeights: lora.InitRandom, TargetModules: peft.Modules("v_proj", "up_proj")}},
 		{"pissa", lora.LoraConfig{R: 2, InitLoraWeights: "pissa", TargetModules: peft.Modules("o_proj")}},
 		{"vera", lora.VeraConfig{R: 4, TargetModules: peft.Modules("up_proj")}},
+		{"ia3", adapters.IA3Config{}},
 		{"biases", lora.LoraConfig{R: 2, Bias: lora.BiasAll, InitLoraWeights: lora.InitRandom}},
 	} {
 		if c.name == "biases" && family != "qwen2" {
@@ -65,7 +67,7 @@ func zoo(t testing.TB, family string) (*models.Model, *peft.PeftModel) {
 		}
 		require.NoError(t, pm.AddAdapter(c.config, peft.Options{Name: c.name, Seed: uint64(i)}))
 	}
-	for _, name := range []string{"saved", "norms", "all", "pissa", "vera"} {
+	for _, name := range []string{"saved", "norms", "all", "pissa", "vera", "ia3"} {
 		disturb(t, pm, name)
 	}
 	return base, pm
@@ -95,6 +97,7 @@ func TestMixedRowsEqualUnmixed(t *testing.T) {
 				{"norms", "norms", "all", "larger"},
 				{"dora", "a", "vera", "pissa"},
 				{"biases", peft.BaseModel, "biases", "dora"},
+				{"ia3", "a", peft.BaseModel, "ia3"},
 				{"b", "b", "b", "b"},
 				{peft.BaseModel, peft.BaseModel, peft.BaseModel, peft.BaseModel},
 			} {

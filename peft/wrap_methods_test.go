@@ -7,6 +7,7 @@ import (
 	"github.com/gomlx/compute/shapes"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/adapters"
 	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
@@ -24,17 +25,22 @@ func TestWrappedMethods(t *testing.T) {
 			linear = peft.AllLinear
 		}
 		for name, config := range map[string]peft.Config{
-			"dora": lora.LoraConfig{R: 2, TargetModules: linear, InitLoraWeights: lora.InitRandom, UseDora: true},
-			"bias": lora.LoraConfig{R: 2, TargetModules: linear, InitLoraWeights: lora.InitRandom, Bias: "all"},
-			"loha": lora.LohaConfig{R: 2, TargetModules: linear},
-			"miss": lora.MissConfig{R: 2, TargetModules: linear},
-			"oft":  lora.OftConfig{OftBlockSize: 2, TargetModules: linear},
-			"boft": lora.BoftConfig{BoftBlockSize: 1, TargetModules: linear},
-			"vera": lora.VeraConfig{R: 2, TargetModules: linear},
-			"lokr": lora.LokrConfig{R: 2, TargetModules: linear},
+			"dora":          lora.LoraConfig{R: 2, TargetModules: linear, InitLoraWeights: lora.InitRandom, UseDora: true},
+			"bias":          lora.LoraConfig{R: 2, TargetModules: linear, InitLoraWeights: lora.InitRandom, Bias: "all"},
+			"loha":          lora.LohaConfig{R: 2, TargetModules: linear},
+			"miss":          lora.MissConfig{R: 2, TargetModules: linear},
+			"oft":           lora.OftConfig{OftBlockSize: 2, TargetModules: linear},
+			"boft":          lora.BoftConfig{BoftBlockSize: 1, TargetModules: linear},
+			"vera":          lora.VeraConfig{R: 2, TargetModules: linear},
+			"lokr":          lora.LokrConfig{R: 2, TargetModules: linear},
+			"ia3":           adapters.IA3Config{TargetModules: linear, FeedforwardModules: peft.Modules()},
+			"ia3 of inputs": adapters.IA3Config{TargetModules: linear, FeedforwardModules: peft.Regex(".*")},
 		} {
 			if (name == "oft" || name == "miss" || name == "boft" || name == "vera") && strings.HasPrefix(m.name, "conv") {
 				continue // these adapt linear layers only
+			}
+			if name == "ia3" && m.name == "conv1d" || name == "ia3 of inputs" && strings.HasPrefix(m.name, "conv") {
+				continue // peft has none over one axis; the others have kernels of even size
 			}
 			if name == "oft" && m.modules != nil {
 				continue // an odd number of inputs has no blocks of two

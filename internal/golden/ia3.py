@@ -104,6 +104,8 @@ GEOMETRY = {  # in, out, kernel, groups
 
 
 class Convolutions(torch.nn.Module):
+    __module__ = "ia3"  # peft saves it; as a program this file is another
+
     def __init__(self):
         super().__init__()
         for name, (inputs, outputs, kernel, groups) in GEOMETRY.items():
