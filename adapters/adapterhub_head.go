@@ -202,7 +202,9 @@ func (f *hubAdapter) takeHead(base site.Base, file *safetensors.File, renamed fu
 			}
 		}
 		f.values[name] = values
-		if path, _ := cutLast(name); !slices.Contains(f.config.ModulesToSave, path) {
+		path, _ := cutLast(name)
+		covered := func(saved string) bool { return strings.HasSuffix(path, saved) || strings.Contains(path, saved+".") }
+		if !slices.ContainsFunc(f.config.SavedModules(f.config.ModulesToSave), covered) {
 			f.config.ModulesToSave = append(f.config.ModulesToSave, path)
 		}
 	}
