@@ -64,6 +64,15 @@ func (a *adaLora) ExtraLoss(v *peft.Values) *graph.Node {
 	return graph.MulScalar(sum, max(0, a.config.OrthRegWeight)/float64(2*len(a.layers)))
 }
 
+// TotalSteps implements [peft.ScheduledAdapter]. An adapter from a file may be trained further,
+// as long as one likes.
+func (a *adaLora) TotalSteps() int {
+	if a.config.Reading() {
+		return 0
+	}
+	return a.config.TotalStep
+}
+
 // AfterStep implements [peft.StepAdapter].
 func (a *adaLora) AfterStep(step *graph.Node, v *peft.Values, gradient func(name string) *graph.Node) map[string]*graph.Node {
 	c, g := a.config, step.Graph()

@@ -232,6 +232,23 @@ func TestAdaLoraRankZero(t *testing.T) {
 	require.EqualError(t, err, "peft: ADALORA adapter has no trainable tensor")
 }
 
+// A training of another length than the schedule's is reported.
+func TestAdaLoraTotalStep(t *testing.T) {
+	data, err := train.NewDataset([]train.Example{{IDs: []int32{1, 2, 3}, Labels: []int32{1, 2, 3}}})
+	require.NoError(t, err)
+	for steps, want := range map[int]bool{2: false, 3: true} {
+		pm, err := peft.GetPeftModel(basetest.Load(t, filepath.Join(basetest.Fixtures, "families", "llama")), lora.AdaLoraConfig{InitR: 2, TargetR: 1, TotalStep: 2})
+		require.NoError(t, err)
+		var shown strings.Builder
+		trainer, err := train.NewTrainer(pm, data, train.Arguments{OutputDir: t.TempDir(), MaxSteps: steps, Progress: &shown, SaveStrategy: train.SaveNo})
+		require.NoError(t, err)
+		_, err = trainer.Train(t.Context())
+		trainer.Close()
+		require.NoError(t, err)
+		require.Equal(t, want, strings.Contains(shown.String(), `WARNING: adapter "default" is made for a training of 2 steps (its total_step), but this one has 3`), shown.String())
+	}
+}
+
 func TestAdaLoraErrors(t *testing.T) {
 	base := basetest.Llama(64, 2, 4, 2, 16, 96, 100)
 	good := lora.AdaLoraConfig{InitR: 4, TargetR: 2, TotalStep: 10}

@@ -142,7 +142,7 @@ func (c LoraConfig) onlyParameters() bool {
 func (c LoraConfig) complete(targets, modules []site.Module) LoraConfig {
 	c.LoraAlpha = orEight(c.LoraAlpha)
 	if c.TargetModules.IsAllLinear() {
-		c.TargetModules = peft.Modules(peft.Shorten(targets, modules)...)
+		c.TargetModules = peft.Exactly(targets, modules)
 	}
 	c.FanInFanOut = false
 	for _, m := range targets {

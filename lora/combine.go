@@ -156,7 +156,7 @@ func (c Combination) add(pm *peft.PeftModel, name string) (*CombinationReport, e
 		values[nameA], values[nameB] = a, b
 		report.add(residual(m.Path, terms, a, b, rank))
 	}
-	config.TargetModules = peft.Modules(peft.Shorten(targets, modules)...)
+	config.TargetModules = peft.Exactly(targets, modules)
 	err = pm.AddAdapterWith(config, func(name string) []float32 { return values[name] }, peft.Options{Name: name})
 	return report, err
 }

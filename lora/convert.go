@@ -61,7 +61,7 @@ func (c Conversion) add(pm *peft.PeftModel, name, to string) (*CombinationReport
 	if err != nil {
 		return nil, err
 	}
-	config := LoraConfig{PeftConfig: s.common, R: max(c.Rank, 1), ModulesToSave: s.saved}
+	config := LoraConfig{PeftConfig: s.common, R: max(c.Rank, 1), ModulesToSave: s.saved, LayerReplication: s.ranges}
 	report := &CombinationReport{}
 	ranks := map[string]int{}
 	for _, m := range s.targets {
@@ -88,7 +88,7 @@ func (c Conversion) add(pm *peft.PeftModel, name, to string) (*CombinationReport
 			config.RankPattern, config.AlphaPattern = append(config.RankPattern, pattern), append(config.AlphaPattern, pattern)
 		}
 	}
-	config.TargetModules = peft.Modules(peft.Shorten(s.targets, pm.Base().Modules())...)
+	config.TargetModules = peft.Exactly(s.targets, pm.Base().Modules())
 	if err := pm.AddAdapterWith(config, s.take, peft.Options{Name: to}); err != nil {
 		return nil, err
 	}
@@ -107,6 +107,7 @@ type converted struct {
 	targets []site.Module
 	common  peft.PeftConfig
 	saved   peft.Strings
+	ranges  [][2]int
 	// tensors are the adapter's own, values those of the LoRA that were not taken yet.
 	tensors, values map[string][]float32
 }
@@ -122,6 +123,9 @@ func newConverted(pm *peft.PeftModel, name string) (*converted, error) {
 	}
 	s := &converted{common: config.Common(), values: map[string][]float32{}}
 	s.common.Unknown, s.common.Version = nil, ""
+	if r, ok := config.(peft.Replicating); ok {
+		s.ranges = r.LayerRanges()
+	}
 	merger, ok := parts[0].(peft.Merger)
 	if !ok {
 		return nil, fmt.Errorf("adapters of method %s cannot be merged, and so not be converted", config.PeftType())

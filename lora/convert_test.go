@@ -35,6 +35,18 @@ func noisy(t testing.TB, family string, config peft.Config) *peft.PeftModel {
 	return pm
 }
 
+// A LoRA made of one on repeated layers belongs on the same layers, and so says its file.
+func TestConvertReplicated(t *testing.T) {
+	ranges := [][2]int{{0, 1}, {0, 2}, {1, 2}}
+	pm := noisy(t, "llama", LoraConfig{R: 2, LayerReplication: ranges})
+	report, err := Convert(pm, peft.DefaultAdapter, "lora", Conversion{Rank: 2})
+	require.NoError(t, err)
+	require.Len(t, report.Modules, 8)
+	config, err := pm.Config("lora")
+	require.NoError(t, err)
+	require.Equal(t, ranges, config.(LoraConfig).LayerReplication)
+}
+
 // Adapters of any additive method become LoRAs: the error shrinks with the rank, and a
 // whole rank or energy loses nothing (peft.md 8.62).
 func TestConvert(t *testing.T) {

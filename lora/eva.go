@@ -325,7 +325,7 @@ func (e *eva) configure(config LoraConfig, a *adapter) (LoraConfig, error) {
 	if len(kept) == 0 {
 		return LoraConfig{}, errors.New("no target is left: the inputs do not vary")
 	}
-	c.TargetModules = peft.Modules(peft.Shorten(kept, a.modules)...)
+	c.TargetModules = peft.Exactly(kept, a.modules)
 	c.ExcludeModules, c.LayersToTransform, c.LayersPattern = peft.Targets{}, nil, nil
 	settings, err := e.options.encode()
 	if err != nil {

@@ -96,7 +96,7 @@ func (p *planning) find(defaults func(modelType string) (peft.Targets, bool)) er
 		p.paths = append(p.paths, m.Path)
 	}
 	if p.TargetModules.IsAllLinear() {
-		p.TargetModules = peft.Modules(peft.Shorten(p.targets, p.base.Modules())...)
+		p.TargetModules = peft.Exactly(p.targets, p.base.Modules())
 	}
 	return nil
 }

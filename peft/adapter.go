@@ -13,7 +13,7 @@ import (
 // [InputAdapter], [DeltaAdapter] and [OutputAdapter]; several adapters active on one
 // site compose in that order, with all deltas computed on the untransformed input and
 // summed. [Merger] makes it mergeable, [LossAdapter] and [StepAdapter] take part in
-// training, [FileForm] changes what is saved. [Compose] joins several into one.
+// training, [ScheduledAdapter] says how long it is, [FileForm] changes what is saved. [Compose] joins several into one.
 type Adapter interface {
 	// Params lists the tensors in a fixed order.
 	Params() []Param
@@ -236,6 +236,12 @@ type StepAdapter interface {
 	// after it, and gradient returns the gradient of a trainable tensor, clipped, that it
 	// was made with. Constants (Param.Frozen) can be changed here and nowhere else.
 	AfterStep(step *graph.Node, v *Values, gradient func(name string) *graph.Node) map[string]*graph.Node
+}
+
+// ScheduledAdapter is an adapter whose training takes a certain number of optimizer steps.
+type ScheduledAdapter interface {
+	// TotalSteps is that number, 0 for any.
+	TotalSteps() int
 }
 
 // FileForm is an adapter whose file holds something else than its tensors as they are.

@@ -2,6 +2,7 @@ package peft
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -142,18 +143,55 @@ func someNames(paths []string) string {
 	return strings.Join(names, ", ")
 }
 
+// Exactly targets the selected modules of the base and no others, if it can by names that are
+// short, see [Shorten]. Where a path ends that of a module that is not selected names would
+// match both: then it is a regular expression of all paths.
+func Exactly(selected, all []site.Module) Targets {
+	names, others := Shorten(selected, all), otherEnds(selected, all)
+	if !slices.ContainsFunc(names, func(name string) bool { return others[name] }) {
+		return Modules(names...)
+	}
+	paths := make([]string, len(selected))
+	for i, m := range selected {
+		paths[i] = regexp.QuoteMeta(m.Path)
+	}
+	return Regex(strings.Join(paths, "|"))
+}
+
 // Shorten replaces a list of at least twenty whole paths by the shortest ends that
 // select the same modules of the base, as peft does before it saves (its
-// _find_minimal_target_modules).
+// _find_minimal_target_modules). A path all of whose ends are those of others too stays.
 func Shorten(selected, all []site.Module) []string {
 	var paths []string
-	taken := map[string]bool{}
 	for _, m := range selected {
 		paths = append(paths, m.Path)
-		taken[m.Path] = true
 	}
 	if len(paths) < 20 {
 		return paths
+	}
+	others := otherEnds(selected, all)
+	var short []string
+	have := map[string]bool{}
+	for _, path := range paths {
+		e := ends(path)
+		if slices.ContainsFunc(e, func(end string) bool { return have[end] }) {
+			continue
+		}
+		for _, end := range e {
+			if !others[end] || end == path {
+				short, have[end] = append(short, end), true
+				break
+			}
+		}
+	}
+	return short
+}
+
+// otherEnds are the ends of the paths of modules that are not selected.
+func otherEnds(selected, all []site.Module) map[string]bool {
+	taken := map[string]bool{}
+	for _, m := range selected {
+		taken[m.Path] = true
 	}
 	others := map[string]bool{}
 	for _, m := range all {
@@ -163,21 +201,7 @@ func Shorten(selected, all []site.Module) []string {
 			}
 		}
 	}
-	var short []string
-	have := map[string]bool{}
-	for _, path := range paths {
-		e := ends(path)
-		if slices.ContainsFunc(e, func(end string) bool { return have[end] }) {
-			continue
-		}
-		for _, end := range e {
-			if !others[end] {
-				short, have[end] = append(short, end), true
-				break
-			}
-		}
-	}
-	return short
+	return others
 }
 
 // ends returns the ends of a path at its dots, shortest first.

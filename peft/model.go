@@ -147,6 +147,7 @@ func plan(base site.Base, config Config, reading bool, maxRank int) (*namedAdapt
 	if maxRank < 0 {
 		return nil, fmt.Errorf("peft: MaxRank is %d, want 0 (none) or more", maxRank)
 	}
+	config = copied(config)
 	common := config.Common()
 	common.reading, common.maxRank = reading, maxRank
 	if err := checkTaskType(common.TaskType); err != nil {
@@ -273,13 +274,13 @@ func (pm *PeftModel) Adapters() []string {
 // Active returns the names of the adapters of this view.
 func (pm *PeftModel) Active() []string { return slices.Clone(pm.active) }
 
-// Config returns the named adapter's configuration.
+// Config returns a copy of the named adapter's configuration.
 func (pm *PeftModel) Config(name string) (Config, error) {
 	na, err := pm.get(name)
 	if err != nil {
 		return nil, err
 	}
-	return na.config, nil
+	return copied(na.config), nil
 }
 
 // Layout returns the layout of the named adapter's trainable values.

@@ -17,7 +17,7 @@ type Replicating interface {
 
 func layerRanges(c Config) [][2]int {
 	if r, ok := c.(Replicating); ok && len(r.LayerRanges()) > 0 {
-		return r.LayerRanges()
+		return slices.Clone(r.LayerRanges())
 	}
 	return nil
 }

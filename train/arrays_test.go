@@ -244,6 +244,18 @@ func TestLossesOfArrays(t *testing.T) {
 	}
 }
 
+// An evaluation of nothing is no number.
+func TestMeasureWithoutTargets(t *testing.T) {
+	pm := adaptPoints(t, wrapPoints(t))
+	data, err := train.NewArrays([]train.Array{train.Floats(make([]float32, 4), 2, 2)}, []train.Array{train.Ints([]int32{train.IgnoreIndex, train.IgnoreIndex})})
+	require.NoError(t, err)
+	trainer, err := train.NewTrainer(pm, data, train.Arguments{OutputDir: t.TempDir(), Loss: train.CrossEntropy{}, MaxSteps: 1, Quiet: true})
+	require.NoError(t, err)
+	defer trainer.Close()
+	_, err = trainer.Measure(t.Context(), data)
+	require.EqualError(t, err, "train: evaluation: nothing to measure: none of the 2 examples has a target")
+}
+
 // A class that the model has no score for is not passed over.
 func TestCrossEntropyOfUnknownClass(t *testing.T) {
 	pm := adaptPoints(t, wrapPoints(t))

@@ -90,8 +90,8 @@ func (s *stepper) apply(values, m, v, constants []*graph.Node, scalars *graph.No
 	for i, g := range gradients {
 		means[i] = graph.Div(g, denominator)
 	}
-	if extra := s.addExtraLoss(values, constants, means); extra != nil {
-		sum = graph.Add(sum, graph.Mul(extra, count))
+	if s.extraLoss {
+		sum = graph.Add(sum, graph.Mul(s.addExtraLoss(values, constants, means), count))
 	}
 	clipped, norm := clip(means, s.config.maxGradNorm)
 	n := len(values)
@@ -115,13 +115,10 @@ func (s *stepper) apply(values, m, v, constants []*graph.Node, scalars *graph.No
 }
 
 // addExtraLoss adds the gradients of what adapters add to the mean loss to means, and
-// returns the term, nil if there is none.
+// returns the term.
 func (s *stepper) addExtraLoss(values, constants, means []*graph.Node) *graph.Node {
 	binding := s.bind(slices.Concat(values, constants))
 	extra := binding.ExtraLoss()
-	if extra == nil {
-		return nil
-	}
 	for i, g := range binding.Join(graph.Gradient(extra, binding.Views()...)) {
 		means[i] = graph.Add(means[i], graph.ConvertDType(g, dtypes.Float32))
 	}

@@ -49,8 +49,9 @@ type stepper struct {
 	// numConstants is the number of the view's arguments that are not trained; the first
 	// numStepped of them are changed after each step.
 	numConstants, numStepped int
-	// afterStep is true when some adapter takes part in the step.
-	afterStep bool
+	// afterStep is true when some trained adapter takes part in the step, extraLoss when one
+	// adds to the loss.
+	afterStep, extraLoss bool
 
 	mu    sync.Mutex
 	execs map[programKey]*model.Exec
@@ -118,6 +119,11 @@ func newStepper(pm *peft.PeftModel, config stepConfig) (*stepper, error) {
 		if err != nil {
 			return nil, err
 		}
+		parts, err := pm.Parts(name)
+		if err != nil {
+			return nil, err
+		}
+		s.extraLoss = s.extraLoss || slices.ContainsFunc(parts, func(a peft.Adapter) bool { _, ok := a.(peft.LossAdapter); return ok })
 		s.layouts = append(s.layouts, layout)
 		s.spans = append(s.spans, layout.Spans()...)
 		for i := range layout.NumArguments() {

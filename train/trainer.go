@@ -200,6 +200,9 @@ func (t *Trainer) Measure(ctx context.Context, data *Dataset) (Evaluation, error
 		}
 		all.sum, all.targets, all.hits = all.sum+e.sum, all.targets+e.targets, all.hits+e.hits
 	}
+	if all.targets == 0 {
+		return Evaluation{}, fmt.Errorf("train: evaluation: nothing to measure: none of the %d examples has a target", data.Len())
+	}
 	e := Evaluation{Loss: all.sum / float64(all.targets), Accuracy: all.hits / float64(all.targets)}
 	if !finite(e.Loss) {
 		return Evaluation{}, fmt.Errorf("train: evaluation: %w: it is %g", ErrNotFinite, e.Loss)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"time"
+
+	"github.com/gopeft/gopeft/peft"
 )
 
 // add counts a step.
@@ -67,4 +69,21 @@ func (r *run) plot() error {
 		return nil
 	}
 	return r.plotLoss(filepath.Join(r.args.OutputDir, plotFile), r.tally.LogHistory)
+}
+
+// compareTotalSteps says which adapters are made for a training of another length: their
+// schedule would end early, or never.
+func (r *run) compareTotalSteps() error {
+	for _, name := range r.pm.Trained() {
+		parts, err := r.pm.Parts(name)
+		if err != nil {
+			return err
+		}
+		for _, part := range parts {
+			if s, ok := part.(peft.ScheduledAdapter); ok && s.TotalSteps() != 0 && s.TotalSteps() != r.maxSteps {
+				r.progress.Print(fmt.Sprintf("WARNING: adapter %q is made for a training of %d steps (its total_step), but this one has %d", name, s.TotalSteps(), r.maxSteps))
+			}
+		}
+	}
+	return nil
 }

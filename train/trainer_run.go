@@ -126,7 +126,7 @@ func (t *Trainer) start() (_ *run, err error) {
 		}
 	}
 	r.progress = NewProgress(ProgressOptions{Out: t.args.Progress, Total: t.maxSteps, Done: r.state.step, Silent: t.args.Quiet})
-	return r, nil
+	return r, r.compareTotalSteps()
 }
 
 // loop makes the steps that are left. It begins with what was still to do after the
