@@ -193,4 +193,3 @@ func TestBottleneckMerge(t *testing.T) {
 	_, err = pm.Merge(t.Context(), t.TempDir())
 	require.ErrorContains(t, err, "cannot be merged")
 }
-

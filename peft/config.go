@@ -91,6 +91,7 @@ func Register(peftType string, decode Decoder) {
 var packages = map[string]string{
 	"ADALORA":          "github.com/gopeft/gopeft/lora",
 	"BOFT":             "github.com/gopeft/gopeft/lora",
+	"BOTTLENECK":       "github.com/gopeft/gopeft/adapters",
 	"IA3":              "github.com/gopeft/gopeft/adapters",
 	"LN_TUNING":        "github.com/gopeft/gopeft/adapters",
 	"LOHA":             "github.com/gopeft/gopeft/lora",
@@ -118,6 +119,9 @@ func decodeConfig(data []byte) (Config, error) {
 	}
 	raw, ok := object["peft_type"]
 	if !ok {
+		if _, inner := object["config"]; inner && (object["model_type"] != nil || object["hidden_size"] != nil) {
+			return nil, errors.New("adapter_config.json is one of AdapterHub's library: open the folder with adapters.LoadAdapterHub")
+		}
 		return nil, errors.New(`adapter_config.json: missing required key "peft_type"`)
 	}
 	var peftType string
