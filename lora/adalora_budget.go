@@ -8,6 +8,7 @@ import (
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/graph"
 
+	"github.com/gopeft/gopeft/internal/graphx"
 	"github.com/gopeft/gopeft/peft"
 )
 
@@ -210,7 +211,7 @@ func (a *adaLora) FileForm(value func(name string) []float32) (peft.Config, []pe
 			}
 			return out
 		}
-		b := transpose(rows(transpose(value(l.name("B")), l.Out, l.r), l.Out), len(keep), l.Out)
+		b := graphx.Transposed(rows(graphx.Transposed(value(l.name("B")), l.Out, l.r), l.Out), len(keep), l.Out)
 		list = append(list,
 			peft.FileTensor{Name: l.name("A"), Shape: []int{len(keep), l.inputs}, Values: rows(value(l.name("A")), l.inputs)},
 			peft.FileTensor{Name: l.name("B"), Shape: []int{l.Out, len(keep)}, Values: b},

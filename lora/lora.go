@@ -199,7 +199,7 @@ func (a *adapter) weightDelta(l layer, value func(name string) []float32) []floa
 	case l.Conv != nil && l.Transposed:
 		return l.storedKernel(product(B, A, l.Out, r, in, l.scaling))
 	case l.Kind == site.Embedding || l.Transposed:
-		return product(transpose(A, r, in), transpose(B, l.Out, r), in, r, l.Out, l.scaling)
+		return product(graphx.Transposed(A, r, in), graphx.Transposed(B, l.Out, r), in, r, l.Out, l.scaling)
 	}
 	return product(B, A, l.Out, r, in, l.scaling)
 }

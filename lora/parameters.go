@@ -208,7 +208,7 @@ func (a *parameters) Merge(name string, values, _ []float32, value func(name str
 		}
 		delta := product(b, A[e*p.r*p.in:(e+1)*p.r*p.in], p.out, p.r, p.in, p.scaling)
 		if p.Transposed {
-			delta = transpose(delta, p.out, p.in)
+			delta = graphx.Transposed(delta, p.out, p.in)
 		}
 		for i, v := range delta {
 			values[e*size+i] += v

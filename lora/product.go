@@ -41,14 +41,3 @@ func addRow(row, x, y []float32, s float32) {
 		}
 	}
 }
-
-// transpose returns the transpose of m [rows, columns].
-func transpose(m []float32, rows, columns int) []float32 {
-	t := make([]float32, len(m))
-	for i := range rows {
-		for j := range columns {
-			t[j*rows+i] = m[i*columns+j]
-		}
-	}
-	return t
-}

@@ -37,9 +37,9 @@ func tucker(t, a, b *graph.Node) *graph.Node {
 // tuckerHost is s times tucker on the host, kernel elements in one axis.
 func tuckerHost(t, a, b []float32, r, out, in, kernel int, s float64) []float32 {
 	w := make([]float32, out*in*kernel)
-	half := product(transpose(a, r, out), t, out, r, r*kernel, s) // [out, r, kernel]
+	half := product(graphx.Transposed(a, r, out), t, out, r, r*kernel, s) // [out, r, kernel]
 	for o := range out {
-		rows := product(transpose(b, r, in), half[o*r*kernel:][:r*kernel], in, r, kernel, 1)
+		rows := product(graphx.Transposed(b, r, in), half[o*r*kernel:][:r*kernel], in, r, kernel, 1)
 		copy(w[o*in*kernel:], rows)
 	}
 	return w

@@ -12,6 +12,7 @@ import (
 	"github.com/gomlx/compute/dtypes"
 
 	"github.com/gopeft/gopeft/internal/atomicfile"
+	"github.com/gopeft/gopeft/internal/graphx"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/models/tokenizer"
 	"github.com/gopeft/gopeft/quant"
@@ -69,14 +70,14 @@ func (q *quantiser) held(p site.Parameter, held quantisedWeight) (quant.Stored, 
 		return nil, err
 	}
 	if held.flipped {
-		values = transposed(values, held.Shape()[0], held.Shape()[1])
+		values = graphx.Transposed(values, held.Shape()[0], held.Shape()[1])
 	}
 	changed, err := q.edit(p, values)
 	if err != nil || !changed {
 		return stored, err
 	}
 	if held.flipped {
-		values = transposed(values, held.Shape()[1], held.Shape()[0])
+		values = graphx.Transposed(values, held.Shape()[1], held.Shape()[0])
 	}
 	wanted := slices.Clone(values) // Store rounds
 	if stored, err = held.Store(values); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 
+	"github.com/gopeft/gopeft/internal/graphx"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/quant"
 	"github.com/gopeft/gopeft/site"
@@ -84,7 +85,7 @@ func (m *core) setQuantised(module site.Module, values []float32, dtype safetens
 // quantisableValues returns a weight's values as [out, in], and the dtype they have then.
 func quantisableValues(module site.Module, values []float32, dtype safetensors.DType) ([]float32, safetensors.DType) {
 	if module.Transposed {
-		values = transposed(values, module.In, module.Out)
+		values = graphx.Transposed(values, module.In, module.Out)
 	}
 	if dtype == safetensors.F64 {
 		dtype = safetensors.F32
@@ -116,17 +117,6 @@ func arrayName(weight, array string) string {
 		return weight
 	}
 	return weight + "." + array
-}
-
-// transposed returns the transpose of values [rows, columns].
-func transposed(values []float32, rows, columns int) []float32 {
-	out := make([]float32, len(values))
-	for i := range rows {
-		for j := range columns {
-			out[j*rows+i] = values[i*columns+j]
-		}
-	}
-	return out
 }
 
 // dequantised builds a quantised weight as it is stored, tied to a node if that is not nil.
@@ -190,7 +180,7 @@ func (m *core) quantisedValues(name string, q quantisedWeight) ([]float32, error
 	}
 	values, err := stored.Dequantise()
 	if err == nil && q.flipped {
-		values = transposed(values, q.Shape()[0], q.Shape()[1])
+		values = graphx.Transposed(values, q.Shape()[0], q.Shape()[1])
 	}
 	return values, err
 }
