@@ -28,6 +28,7 @@ type adapter struct {
 var (
 	_ peft.DeltaAdapter = (*adapter)(nil)
 	_ peft.Merger       = (*adapter)(nil)
+	_ peft.InputDropper = (*adapter)(nil)
 	_ peft.Describer    = (*adapter)(nil)
 	_ peft.Configured   = (*adapter)(nil)
 )
@@ -162,6 +163,11 @@ func (a *adapter) Config() peft.Config { return a.config }
 
 // Patterns implements [peft.Describer].
 func (a *adapter) Patterns() []peft.PatternCount { return a.patterns }
+
+// DropsInput implements [peft.InputDropper].
+func (a *adapter) DropsInput(m site.Module) bool {
+	return a.config.LoraDropout > 0 && m.Kind != site.Embedding
+}
 
 // Describe implements [peft.Describer].
 func (a *adapter) Describe(m site.Module) []peft.Setting {

@@ -42,6 +42,7 @@ var (
 	_ peft.DeltaAdapter = (*relative)(nil)
 	_ peft.Merger       = (*relative)(nil)
 	_ peft.Describer    = (*relative)(nil)
+	_ peft.InputDropper = (*relative)(nil)
 	_ peft.Configured   = (*relative)(nil)
 )
 
@@ -184,6 +185,13 @@ func (a *relative) Config() peft.Config { return a.config }
 
 // Patterns implements [peft.Describer].
 func (a *relative) Patterns() []peft.PatternCount { return a.patterns }
+
+// DropsInput implements [peft.InputDropper]: of these methods AdaLoRA alone trains a matrix
+// that multiplies the whole input.
+func (a *relative) DropsInput(m site.Module) bool {
+	t, ok := a.parts[m.Path].(triplets)
+	return ok && t.config.LoraDropout > 0 && t.r > 0
+}
 
 // Describe implements [peft.Describer].
 func (a *relative) Describe(m site.Module) []peft.Setting { return a.parts[m.Path].settings() }

@@ -42,7 +42,7 @@ func NewBlueprint(configJSON []byte, options ...Options) (*Blueprint, error) {
 	if stored, err := storedScheme(configJSON); err != nil {
 		return nil, fmt.Errorf("models: config.json: %w", err)
 	} else if stored != nil && b.scheme != nil {
-		return nil, fmt.Errorf("models: blueprint: %w", errScheme)
+		return nil, fmt.Errorf("models: blueprint: %w", ErrQuantised)
 	} else if stored != nil {
 		b.scheme = stored
 	}

@@ -171,7 +171,7 @@ func (m *core) uploadTensor(src source, p site.Parameter) error {
 	defer src.Release(p.Name)
 	if module, ok := readable(m.network)[p.Name]; ok && isQuantised(src, p.Name, info) {
 		if m.scheme != nil {
-			return errScheme
+			return ErrQuantised
 		}
 		stored, err := quant.Read(src, p.Name)
 		if err != nil {

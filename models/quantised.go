@@ -270,4 +270,6 @@ func checkQuantization(f *fields) {
 	}
 }
 
-var errScheme = errors.New("the checkpoint is already quantised: Quantization must be nil")
+// ErrQuantised is the error of loading a checkpoint that is already quantised with
+// [Options].Quantization: it loads as it is without.
+var ErrQuantised = errors.New("the checkpoint is already quantised: Quantization must be nil")

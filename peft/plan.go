@@ -28,6 +28,16 @@ type PlannedTarget struct {
 	Settings []Setting
 	// Parameters is the number of trainable values at this module.
 	Parameters int
+	// DropsInput is true where training keeps a copy of the module's input besides: a
+	// matrix that is trained multiplies the input after dropout.
+	DropsInput bool
+}
+
+// InputDropper is an adapter that may drop parts of a module's input before it multiplies
+// with a trained matrix, for plans of memory.
+type InputDropper interface {
+	// DropsInput reports whether it does so at one target.
+	DropsInput(m site.Module) bool
 }
 
 // DryRun plans an adapter on a base without making it. It fails where
@@ -64,6 +74,9 @@ func (na *namedAdapter) describe(base site.Base) *Plan {
 		t := PlannedTarget{Module: m}
 		if describer != nil && main[m.Path] {
 			t.Settings = describer.Describe(m)
+		}
+		if dropper, ok := na.parts[0].(InputDropper); ok && main[m.Path] {
+			t.DropsInput = dropper.DropsInput(m)
 		}
 		p.Targets = append(p.Targets, t)
 	}

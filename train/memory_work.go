@@ -19,6 +19,8 @@ type work struct {
 	adapted map[string]int
 	// sublayer are those at an attention or feed-forward sublayer.
 	sublayer map[string]int
+	// dropped are the modules whose adapters keep an input after dropout, by path.
+	dropped map[string]bool
 	// replaced are parameters of the base that trained copies stand for, by name.
 	replaced map[string]bool
 	// quantised are the parameters that are dequantised for their products.
@@ -32,7 +34,8 @@ type work struct {
 
 func newWork(b plannedBase, adapters []*peft.Plan) *work {
 	w := &work{
-		base: b, adapters: adapters, adapted: map[string]int{}, sublayer: map[string]int{}, replaced: map[string]bool{}, quantised: map[string]bool{},
+		base: b, adapters: adapters, adapted: map[string]int{}, sublayer: map[string]int{},
+		dropped: map[string]bool{}, replaced: map[string]bool{}, quantised: map[string]bool{},
 		element: int64(b.DType().Size()), cache: b.CacheShape(),
 	}
 	sizes := map[string]int{}
@@ -51,6 +54,7 @@ func newWork(b plannedBase, adapters []*peft.Plan) *work {
 				continue
 			}
 			w.adapted[t.Module.Path] += t.Parameters
+			w.dropped[t.Module.Path] = w.dropped[t.Module.Path] || t.DropsInput
 			if own := sizes[t.Module.Weight()]; len(t.Settings) == 0 && own > 0 && t.Parameters >= own {
 				w.replaced[t.Module.Weight()], w.replaced[t.Module.BiasName()] = true, t.Module.Bias
 			}
@@ -220,15 +224,18 @@ func (b *plannedBlock) kept(w *work, hidden, length int64) int64 {
 	for _, m := range append(slices.Clone(b.attention), b.forward...) {
 		if parameters := w.adapted[m.Path]; parameters > 0 && !w.replaced[m.Weight()] {
 			n += int64(parameters / (m.In + m.Out)) // x·Aᵀ: as many as the rank
+			if w.dropped[m.Path] {
+				n += int64(m.In) // each module has a mask of its own
+			}
 		}
 	}
 	return n*w.element + b.scores(w, queries, length)
 }
 
-// needsInput reports whether the gradients need a linear's input: those of an adapter do,
-// and a quantised product is computed again from it.
+// needsInput reports whether the gradients need a linear's input: those of an adapter
+// without dropout do, and a quantised product is computed again from it.
 func (w *work) needsInput(m site.Module) bool {
-	return w.adapted[m.Path] > 0 || w.quantised[m.Weight()]
+	return w.adapted[m.Path] > 0 && !w.dropped[m.Path] || w.quantised[m.Weight()]
 }
 
 // scores are kept for each head: one sum in float32 where attention is fused, else the

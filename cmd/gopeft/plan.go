@@ -21,7 +21,8 @@ type planCommand struct {
 	Config      string   `required:"" help:"A config.json, a Hugging Face folder, a hub id, or one of ${geometries}."`
 	R           *int     `help:"LoRA's rank. Default: 8." placeholder:"8" xor:"rank"` // nil: not given, which --full asks for
 	Targets     []string `help:"Modules to adapt, or all-linear. Default: those usual for the model." placeholder:"q_proj,v_proj" xor:"targets"`
-	Full        bool     `help:"Train all parameters instead of an adapter." xor:"rank,targets,quant"`
+	Dropout     float64  `help:"LoRA's dropout, which costs memory whatever its rate." xor:"dropout" placeholder:"0.05"`
+	Full        bool     `help:"Train all parameters instead of an adapter." xor:"rank,targets,quant,dropout"`
 	Quant       string   `help:"Hold linear layers in nf4, fp4 or int8." xor:"quant" placeholder:"nf4"`
 	DoubleQuant bool     `help:"Quantise the statistics of nf4 or fp4, too."`
 	Batch       int      `default:"8" help:"Rows of a batch."`
@@ -76,7 +77,7 @@ func (c *planCommand) method() peft.Config {
 	if c.R != nil {
 		r = *c.R
 	}
-	method := lora.LoraConfig{R: r, LoraAlpha: float64(2 * r)}
+	method := lora.LoraConfig{R: r, LoraAlpha: float64(2 * r), LoraDropout: c.Dropout}
 	switch {
 	case len(c.Targets) == 1 && c.Targets[0] == "all-linear":
 		method.TargetModules = peft.AllLinear

@@ -41,7 +41,7 @@ func main() {
 type options struct {
 	model, data, out, backend string
 	r, steps, batch, seq      int
-	lr                        float64
+	lr, dropout               float64
 	checkpoint                bool
 	seed                      uint64
 }
@@ -49,7 +49,7 @@ type options struct {
 func parse(args []string, w io.Writer) (o options, err error) {
 	f := flag.NewFlagSet("qlora", flag.ContinueOnError)
 	f.SetOutput(w)
-	f.StringVar(&o.model, "model", "", "a Hugging Face folder or hub id (default: the tiny base of this repository)")
+	f.StringVar(&o.model, "model", "", "a Hugging Face folder or hub id, quantised by bitsandbytes or not (default: the tiny base of this repository)")
 	f.StringVar(&o.data, "data", "", "a .jsonl or text file (default: questions that the program makes up)")
 	f.StringVar(&o.out, "out", "results/qlora", "folder for adapter, checkpoints, log and plot")
 	f.StringVar(&o.backend, "backend", "", "go, xla:cpu, xla:cuda, ... (default: GOMLX_BACKEND, else the best installed)")
@@ -58,6 +58,7 @@ func parse(args []string, w io.Writer) (o options, err error) {
 	f.IntVar(&o.batch, "batch", 8, "rows of a batch")
 	f.IntVar(&o.seq, "seq", 0, "longest example in tokens (default: 512, or what the model can)")
 	f.Float64Var(&o.lr, "lr", 0, "learning rate (default: 5e-3 for the tiny base, else 2e-4)")
+	f.Float64Var(&o.dropout, "dropout", 0, "dropout of LoRA's input")
 	f.BoolVar(&o.checkpoint, "checkpoint", false, "compute each block again in the backward pass")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of adapter, data and order")
 	if err := f.Parse(args); err != nil {
@@ -84,13 +85,17 @@ func parse(args []string, w io.Writer) (o options, err error) {
 }
 
 // load holds the model in four bits. Its weights are quantised one by one while they are
-// read; a checkpoint that bitsandbytes has quantised would be held as it is without Quantization.
+// read; a checkpoint that bitsandbytes has quantised is held as it is.
 func (o options) load(ctx context.Context) (*models.Model, error) {
 	settings := models.Options{Backend: o.backend, Quantization: quant.NF4{DoubleQuant: true}}
 	if o.model == "" {
 		return models.FromFS(ctx, base.Files, ".", settings)
 	}
 	m, err := models.Load(ctx, o.model, settings)
+	if errors.Is(err, models.ErrQuantised) {
+		settings.Quantization = nil
+		m, err = models.Load(ctx, o.model, settings)
+	}
 	if err == nil && m.Tokenizer == nil {
 		err = errors.Join(fmt.Errorf("-model %s: there is no tokenizer.json", o.model), m.Close())
 	}
@@ -98,7 +103,7 @@ func (o options) load(ctx context.Context) (*models.Model, error) {
 }
 
 func (o options) lora() lora.LoraConfig {
-	c := lora.LoraConfig{R: o.r, LoraAlpha: float64(2 * o.r), TargetModules: peft.AllLinear}
+	c := lora.LoraConfig{R: o.r, LoraAlpha: float64(2 * o.r), LoraDropout: o.dropout, TargetModules: peft.AllLinear}
 	c.TaskType = "CAUSAL_LM"
 	if o.model == "" {
 		c.BaseModelNameOrPath = "examples/quickstart/base" // where Python finds it

@@ -12,9 +12,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/examples/quickstart/base"
 	"github.com/gopeft/gopeft/internal/backend"
 	"github.com/gopeft/gopeft/internal/backend/backendtest"
+	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/quant"
 )
 
 func TestRun(t *testing.T) {
@@ -46,6 +49,26 @@ func TestRun(t *testing.T) {
 	defer model.Close()
 	_, err = peft.LoadAdapter(model, found[3])
 	require.NoError(t, err)
+}
+
+// A folder that is quantised already is trained as it is.
+func TestQuantisedFolder(t *testing.T) {
+	name := os.Getenv("GOPEFT_TEST_BACKEND")
+	if name == "" {
+		name = "go"
+	}
+	whole, folder, out := t.TempDir(), filepath.Join(t.TempDir(), "nf4"), t.TempDir()
+	require.NoError(t, os.CopyFS(whole, base.Files))
+	_, err := models.Quantise(t.Context(), whole, folder, quant.NF4{DoubleQuant: true})
+	require.NoError(t, err)
+	losses := map[string]string{}
+	for _, dir := range []string{whole, folder} {
+		var printed bytes.Buffer
+		require.NoError(t, run(t.Context(), []string{"-backend", name, "-model", dir, "-out", out, "-steps", "2", "-seq", "64", "-dropout", "0.1"}, &printed, io.Discard))
+		losses[dir] = regexp.MustCompile(`loss before=\S+ after=\S+`).FindString(printed.String())
+		require.NotEmpty(t, losses[dir])
+	}
+	require.Equal(t, losses[whole], losses[folder])
 }
 
 func TestBadFlags(t *testing.T) {
