@@ -15,6 +15,8 @@ type Batch struct {
 	Kind   LabelKind
 	// Positions and Segments are [Rows, Length] or nil; see site.Tokens.
 	Positions, Segments []int32
+	// Tasks is the task of each row, [Rows], or nil; see site.Tokens.
+	Tasks []int32
 	// arrays are what the batch has in place of all the above, if its data is [NewArrays]'s.
 	arrays arrays
 	// RowOffset is the index of the first row within the whole optimizer step's
@@ -62,6 +64,9 @@ func (b Batch) validate() error {
 		if optional != nil && len(optional) != n {
 			return fmt.Errorf("train: batch of %d x %d: %d positions or segments", b.Rows, b.Length, len(optional))
 		}
+	}
+	if b.Tasks != nil && len(b.Tasks) != b.Rows {
+		return fmt.Errorf("train: batch of %d rows: %d tasks", b.Rows, len(b.Tasks))
 	}
 	return nil
 }

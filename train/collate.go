@@ -52,7 +52,13 @@ func collate(examples []Example, kind LabelKind, rows int, buckets []int) Batch 
 	if kind != LabelNextToken {
 		b.Segments = make([]int32, n)
 	}
+	if len(examples) > 0 && examples[0].Task != nil {
+		b.Tasks = make([]int32, rows)
+	}
 	for r, e := range examples {
+		if e.Task != nil {
+			b.Tasks[r] = *e.Task
+		}
 		copy(b.IDs[r*b.Length:], e.IDs)
 		copy(b.Labels[r*width:], e.Labels)
 		if kind != LabelNextToken {

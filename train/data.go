@@ -21,6 +21,9 @@ type Example struct {
 	// Starts holds the index of the first token of each sequence that was packed
 	// into this one, so that Starts[0] is 0. nil: one sequence, not packed.
 	Starts []int
+	// Task is the task of the row, from 0 on, for adapters that know several. nil: none; all
+	// examples of a data set have one or none has.
+	Task *int32
 }
 
 func (e Example) validate(kind LabelKind) error {
@@ -35,6 +38,9 @@ func (e Example) validate(kind LabelKind) error {
 	}
 	if kind != LabelNextToken && e.Starts != nil {
 		return errors.New("rows of classes cannot be packed")
+	}
+	if e.Task != nil && *e.Task < 0 {
+		return fmt.Errorf("task %d, want 0 or more", *e.Task)
 	}
 	for i, start := range e.Starts {
 		if i == 0 && start != 0 || i > 0 && start <= e.Starts[i-1] || start >= len(e.IDs) {
@@ -114,6 +120,9 @@ func newDataset(examples []Example, labels labelling, report Report, buckets []i
 	for i, e := range examples {
 		if err := e.validate(labels.kind); err != nil {
 			return nil, fmt.Errorf("example %d: %w", i, err)
+		}
+		if (e.Task == nil) != (examples[0].Task == nil) {
+			return nil, fmt.Errorf("example %d: of it and the first only one has a task: want one for all or for none", i)
 		}
 		targets := labels.kind.targets(e.Labels)
 		if targets == 0 || len(e.IDs) == 0 {
@@ -218,6 +227,9 @@ func (d *Dataset) contentHash() uint64 {
 		}
 		for _, start := range e.Starts {
 			h.add(uint64(start))
+		}
+		if e.Task != nil {
+			h.add(uint64(*e.Task))
 		}
 	}
 	return h.sum

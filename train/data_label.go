@@ -33,9 +33,9 @@ func (l labeler) example(kind sampleKind, s sample) (e Example, truncated bool, 
 func (e Example) truncate(n int) Example {
 	ids := slices.Clone(e.IDs[:n])
 	if &e.IDs[0] == &e.Labels[0] {
-		return Example{IDs: ids, Labels: ids}
+		return Example{IDs: ids, Labels: ids, Task: e.Task}
 	}
-	return Example{IDs: ids, Labels: slices.Clone(e.Labels[:n])}
+	return Example{IDs: ids, Labels: slices.Clone(e.Labels[:n]), Task: e.Task}
 }
 
 // text makes every token a target.

@@ -14,6 +14,9 @@ type DataOptions struct {
 	// that holds text or a list of chat messages. Zero: "text", or "prompt" and
 	// "completion", or "messages", whichever the first line has.
 	Fields []string
+	// TaskField names the field of a JSONL file with the task of each record, an integer from 0
+	// on ("task_id"), for adapters that know several. Zero: none.
+	TaskField string
 	// Separator is put between prompt and completion; it belongs to the prompt.
 	// Zero: nothing.
 	Separator string

@@ -26,6 +26,9 @@ func (d *Dataset) Pack(length int) (*Dataset, error) {
 	if d.kind != LabelNextToken || d.arrays != nil {
 		return nil, errors.New("train: pack: rows of classes, and arrays, cannot be packed")
 	}
+	if d.examples[0].Task != nil {
+		return nil, errors.New("train: pack: examples with tasks cannot be packed: a row has one task")
+	}
 	var rows []Example
 	for window := range slices.Chunk(d.examples, packWindow) {
 		for i, e := range window {

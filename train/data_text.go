@@ -48,6 +48,9 @@ func readText(content []byte, name string, tok Tokenizer, options DataOptions) (
 	if len(options.Fields) > 0 {
 		return nil, fmt.Errorf("%s: Fields is %q, but plain text has no fields; JSONL files end in .jsonl", name, options.Fields)
 	}
+	if options.TaskField != "" {
+		return nil, fmt.Errorf("%s: TaskField is %q, but plain text has no fields; JSONL files end in .jsonl", name, options.TaskField)
+	}
 	content = bytes.TrimPrefix(content, byteOrderMark)
 	if i := invalidUTF8(content); i >= 0 {
 		return nil, fmt.Errorf("%s:%d: not valid UTF-8 (byte %d of the file's text)", name, 1+bytes.Count(content[:i], []byte("\n")), i+1)

@@ -106,6 +106,19 @@ func (r record) text(field string) (string, error) {
 	return s, nil
 }
 
+// task returns a field that must be an integer of at least 0.
+func (r record) task(field string) (*int32, error) {
+	raw, err := r.get(field)
+	if err != nil {
+		return nil, err
+	}
+	var task int32
+	if jsonKind(raw) != "number" || json.Unmarshal(raw, &task) != nil || task < 0 {
+		return nil, fmt.Errorf("field %q: want an integer of 0 or more, got %s", field, raw)
+	}
+	return &task, nil
+}
+
 func (r record) get(field string) (json.RawMessage, error) {
 	raw, ok := r[field]
 	if !ok {

@@ -171,5 +171,9 @@ func (l *jsonlLoader) example(line []byte) (e Example, truncated bool, err error
 	if err != nil {
 		return e, false, err
 	}
-	return l.labeler.example(l.format.kind, s)
+	if e, truncated, err = l.labeler.example(l.format.kind, s); err != nil || l.labeler.options.TaskField == "" {
+		return e, truncated, err
+	}
+	e.Task, err = r.task(l.labeler.options.TaskField)
+	return e, truncated, err
 }

@@ -37,9 +37,14 @@ func (b Batch) split(parts, together int) []Batch {
 			continue
 		}
 		width := b.Kind.width(b.Length)
+		var tasks []int32
+		if b.Tasks != nil {
+			tasks = b.Tasks[from:to]
+		}
 		out = append(out, Batch{
 			Rows: to - from, Length: b.Length, RowOffset: b.RowOffset + from,
 			IDs: rows(b.IDs), Labels: b.Labels[from*width : to*width], Kind: b.Kind, Positions: rows(b.Positions), Segments: rows(b.Segments),
+			Tasks: tasks,
 		})
 	}
 	return out

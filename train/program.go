@@ -56,7 +56,7 @@ func (s *stepper) bind(arguments []*graph.Node) *peft.Binding {
 	return binding
 }
 
-// batch names the batch's nodes, of which positions and segments may be absent.
+// batch names the batch's nodes, of which positions, segments and tasks may be absent.
 func (v variant) batch(in *inputs) BatchNodes {
 	if v.inputs > 0 {
 		return BatchNodes{Inputs: in.take(v.inputs), Wanted: in.take(v.targets)}
@@ -67,6 +67,9 @@ func (v variant) batch(in *inputs) BatchNodes {
 	}
 	if v.segments {
 		b.Segments = in.one()
+	}
+	if v.tasks {
+		b.Tasks = in.one()
 	}
 	return b
 }

@@ -64,13 +64,13 @@ type programKey struct {
 
 // variant says which optional inputs a batch has.
 type variant struct {
-	positions, segments bool
+	positions, segments, tasks bool
 	// inputs and targets count arrays.
 	inputs, targets int
 }
 
 func variantOf(b Batch) variant {
-	return variant{b.Positions != nil, b.Segments != nil, len(b.arrays.inputs), len(b.arrays.targets)}
+	return variant{b.Positions != nil, b.Segments != nil, b.Tasks != nil, len(b.arrays.inputs), len(b.arrays.targets)}
 }
 
 // stepResult is what a step reports.
@@ -394,6 +394,9 @@ func batchTensors(b Batch) []*tensors.Tensor {
 		if values != nil {
 			out = append(out, tensors.FromFlatDataAndDimensions(values, b.Rows, b.Length))
 		}
+	}
+	if b.Tasks != nil {
+		out = append(out, tensors.FromFlatDataAndDimensions(b.Tasks, b.Rows))
 	}
 	return out
 }
