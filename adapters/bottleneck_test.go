@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/gopeft/gopeft/adapters"
+	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/peft/pefttest"
 )
@@ -24,6 +25,8 @@ func TestBottleneckConformance(t *testing.T) {
 	}
 	pfeiffer := small(adapters.Pfeiffer())
 	pfeiffer.Dropout = 0.1
+	norms := small(adapters.Pfeiffer())
+	norms.MhAdapter, norms.LnBefore, norms.LnAfter, norms.ResidualBeforeLn = true, true, true, adapters.ResidualPostAdd
 	houlsby := small(adapters.Houlsby())
 	houlsby.InitWeights = adapters.InitMAM
 	for name, s := range map[string]pefttest.Suite{
@@ -32,8 +35,26 @@ func TestBottleneckConformance(t *testing.T) {
 		"parallel": {Config: small(adapters.ScaledParallel())},
 		"norms":    {Config: rich, Family: "opt_post", OrderMatters: true},
 		"linears":  {Config: linears, Alone: true},
+		// Two adapters of a classifier have a head each, of which one can count.
+		"classifier":            {Config: houlsby, Family: "encoders/bert_sequence", Other: "encoders/roberta_sequence", Alone: true},
+		"norms of a classifier": {Config: norms, Family: "encoders/albert_sequence", Other: "encoders/bert_sequence", Alone: true, NotIdentity: true},
 	} {
-		s.NotMergeable, s.Other = true, "gemma_untied"
+		s.NotMergeable = true
+		if s.Other == "" {
+			s.Other = "gemma_untied"
+		}
 		t.Run(name, func(t *testing.T) { pefttest.Run(t, s) })
+	}
+}
+
+// Bottleneck adapters beside low-rank updates, and on top of one another.
+func TestBottleneckTogether(t *testing.T) {
+	low := lora.LoraConfig{R: 2, TargetModules: peft.Modules("q_proj", "down_proj")}
+	for name, together := range map[string]pefttest.Together{
+		"LoRA and Houlsby":      {Configs: []peft.Config{low, small(adapters.Houlsby())}},
+		"Houlsby and Pfeiffer":  {Configs: []peft.Config{small(adapters.Houlsby()), small(adapters.Pfeiffer())}, OrderMatters: true},
+		"parallel, IA3, linear": {Configs: []peft.Config{small(adapters.Parallel()), adapters.IA3Config{}, adapters.BottleneckConfig{TargetModules: peft.Modules("o_proj")}}},
+	} {
+		t.Run(name, together.Run)
 	}
 }

@@ -103,19 +103,18 @@ type Evaluation struct {
 	Gradients map[string][]float32 // by the adapter's tensor names; of the active adapter alone
 }
 
-// Evaluate runs a view; the gradients are those of the mean loss.
+// Evaluate runs a view; the gradients are those of the mean loss. Of a language model labels
+// are [batch, length], of a classifier of sequences [batch].
 func Evaluate(t testing.TB, pm *peft.PeftModel, ids, labels *tensors.Tensor) Evaluation {
 	t.Helper()
-	lm := pm.LanguageModel()
 	arguments, err := pm.Arguments()
 	require.NoError(t, err)
 	gradients := len(pm.Active()) == 1
-	exec, err := model.NewExec(lm.Backend(), lm.Store(), func(_ *model.Scope, in []*graph.Node) []*graph.Node {
+	exec, err := model.NewExec(pm.Base().Backend(), pm.Base().Store(), func(_ *model.Scope, in []*graph.Node) []*graph.Node {
 		binding, err := pm.Bind(in[2:])
 		require.NoError(t, err)
 		pass := &site.Pass{Graph: in[0].Graph(), DType: dtypes.Float32, Hook: binding}
-		logits := lm.Logits(pass, lm.Hidden(pass, site.Tokens{IDs: in[0]}))
-		loss := meanLoss(logits, in[1])
+		logits, loss := forward(pm, pass, in[0], in[1])
 		out := []*graph.Node{logits, loss}
 		if gradients {
 			out = append(out, graph.Gradient(loss, binding.Views()...)...)
@@ -139,6 +138,18 @@ func Evaluate(t testing.TB, pm *peft.PeftModel, ids, labels *tensors.Tensor) Eva
 		}
 	}
 	return e
+}
+
+// forward builds the scores and the mean loss.
+func forward(pm *peft.PeftModel, pass *site.Pass, ids, labels *graph.Node) (logits, loss *graph.Node) {
+	if c, ok := pm.Base().(site.Classifier); ok {
+		logits = c.Classify(pass, site.Tokens{IDs: ids})
+		oneHot := graph.OneHot(labels, logits.Shape().Dim(-1), dtypes.Float32)
+		return logits, graph.Neg(graph.ReduceAllMean(graph.ReduceSum(graph.Mul(graph.LogSoftmax(logits, -1), oneHot), -1)))
+	}
+	lm := pm.LanguageModel()
+	logits = lm.Logits(pass, lm.Hidden(pass, site.Tokens{IDs: ids}))
+	return logits, meanLoss(logits, labels)
 }
 
 // meanLoss is the mean cross entropy of next tokens, labels of -100 left out.

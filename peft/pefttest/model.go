@@ -9,7 +9,6 @@ import (
 	"github.com/gomlx/compute/dtypes"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
@@ -48,7 +47,7 @@ func (s Suite) seeds(t *testing.T) {
 
 func (s Suite) gradients(t *testing.T) {
 	pm := s.moved(t, s.base(t))
-	ids, labels := batch()
+	ids, labels := batch(pm.Base())
 	got := basetest.Evaluate(t, pm, ids, labels)
 	layout, err := pm.Layout(peft.DefaultAdapter)
 	require.NoError(t, err)
@@ -68,10 +67,7 @@ func (s Suite) deterministic(t *testing.T) {
 }
 
 func (s Suite) halfPrecision(t *testing.T) {
-	dir := s.base(t)
-	base, err := models.Load(t.Context(), dir.NameOrPath(), models.Options{On: backendtest.Open(t), DType: dtypes.BFloat16})
-	require.NoError(t, err)
-	defer base.Close()
+	base := s.load(t, s.folder(t), models.Options{DType: dtypes.BFloat16})
 	pm, err := peft.GetPeftModel(base, s.Config, peft.Options{Seed: 1})
 	require.NoError(t, err)
 	arguments, err := pm.Arguments()
@@ -125,7 +121,7 @@ func (s Suite) merge(t *testing.T) {
 	require.NotEmpty(t, report.Tensors)
 	require.Greater(t, report.MaxChange, float32(0))
 	require.Equal(t, prints, fingerprint(t, base))
-	basetest.RequireClose(t, logits(t, pm), baseLogits(t, basetest.Load(t, dir)), s.Tolerance, "merged logits")
+	basetest.RequireClose(t, logits(t, pm), baseLogits(t, s.load(t, dir, models.Options{})), s.Tolerance, "merged logits")
 	// Merging twice gives the same again.
 	again, err := pm.Merge(t.Context(), dir)
 	require.NoError(t, err)

@@ -9,7 +9,6 @@ import (
 	"github.com/gomlx/compute/dtypes"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
@@ -24,14 +23,8 @@ func (s Suite) int8(t *testing.T) { s.quantised(t, quant.INT8{}) }
 // base, which only differs in where the weights are built. (A family that is quantised
 // already is taken as it is.)
 func (s Suite) quantised(t *testing.T, scheme quant.Scheme) {
-	dir := filepath.Join(basetest.Root(t), "internal", "golden", "testdata", "families", s.Family)
-	load := func() *models.Model {
-		m, err := models.Load(t.Context(), dir, models.Options{On: backendtest.Open(t), DType: dtypes.Float32, Quantization: scheme})
-		require.NoError(t, err)
-		t.Cleanup(func() { require.NoError(t, m.Close()) })
-		return m
-	}
-	config, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	load := func() site.Base { return s.load(t, s.folder(t), models.Options{Quantization: scheme}) }
+	config, err := os.ReadFile(filepath.Join(s.folder(t), "config.json"))
 	require.NoError(t, err)
 	if bytes.Contains(config, []byte(`"quantization_config"`)) {
 		scheme = nil
@@ -40,8 +33,8 @@ func (s Suite) quantised(t *testing.T, scheme quant.Scheme) {
 	require.True(t, inFewBits(base), "nothing is quantised")
 	prints := fingerprint(t, base)
 	decodedDir := t.TempDir()
-	require.NoError(t, base.Export(t.Context(), decodedDir, nil))
-	decoded := s.moved(t, basetest.Load(t, decodedDir))
+	require.NoError(t, base.(site.Exporter).Export(t.Context(), decodedDir, nil))
+	decoded := s.moved(t, s.load(t, decodedDir, models.Options{}))
 	pm := s.moved(t, base)
 	s.sameAs(t, decoded, pm)
 
@@ -55,7 +48,7 @@ func (s Suite) quantised(t *testing.T, scheme quant.Scheme) {
 		merged := t.TempDir()
 		_, err := pm.Merge(t.Context(), merged)
 		require.NoError(t, err)
-		basetest.RequireClose(t, before, baseLogits(t, basetest.Load(t, merged)), s.Tolerance, "merged logits")
+		basetest.RequireClose(t, before, baseLogits(t, s.load(t, merged, models.Options{})), s.Tolerance, "merged logits")
 	}
 	s.trainsAs(t, decoded, pm)
 	require.Equal(t, prints, fingerprint(t, base), "the base")
@@ -74,7 +67,7 @@ func inFewBits(base site.Base) bool {
 // sameAs compares logits, loss and gradients.
 func (s Suite) sameAs(t *testing.T, want, got *peft.PeftModel) {
 	t.Helper()
-	ids, labels := batch()
+	ids, labels := batch(want.Base())
 	wanted, is := basetest.Evaluate(t, want, ids, labels), basetest.Evaluate(t, got, ids, labels)
 	basetest.RequireClose(t, wanted.Logits, is.Logits, s.Tolerance, "logits")
 	require.InDelta(t, wanted.Loss, is.Loss, s.Tolerance)
@@ -86,7 +79,7 @@ func (s Suite) sameAs(t *testing.T, want, got *peft.PeftModel) {
 // trainsAs trains the second model three times: as it is, checkpointed, and beside want.
 func (s Suite) trainsAs(t *testing.T, want, pm *peft.PeftModel) {
 	t.Helper()
-	data := dataset(t, 4)
+	data := dataset(t, pm.Base(), 4)
 	start, initial := loss(t, pm, data), tensorsOf(t, pm, peft.DefaultAdapter)
 	wanted := fit(t, want, data, arguments(t, 3)).TrainingLoss
 	layout, err := pm.Layout(peft.DefaultAdapter)

@@ -4,14 +4,17 @@ import (
 	"hash/fnv"
 	"math/rand/v2"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/stretchr/testify/require"
 
 	"github.com/gopeft/gopeft/internal/backend"
 	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/internal/basetest"
+	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/site"
 )
@@ -21,7 +24,8 @@ type Suite struct {
 	// Config is a configuration for a small Llama, with a base's default targets or the
 	// names of Llama's modules.
 	Config peft.Config
-	// Family is the base: a folder of internal/golden/testdata/families. "": "llama".
+	// Family is the base: a folder of internal/golden/testdata/families, or a classifier of
+	// sequences, "encoders/bert_sequence". "": "llama".
 	Family string
 	// Other is a family that files of the adapter do not fit. "": one whose heads have another
 	// size.
@@ -103,8 +107,37 @@ var checks = []struct {
 	{"adapters of one kind share programs", Suite.structure, true, false},
 }
 
-func (s Suite) base(t *testing.T) basetest.Model {
-	return basetest.Load(t, filepath.Join(basetest.Root(t), "internal", "golden", "testdata", "families", s.Family))
+// folder is where the base lies.
+func (s Suite) folder(t *testing.T) string {
+	testdata := filepath.Join(basetest.Root(t), "internal", "golden", "testdata")
+	if s.classifies() {
+		return filepath.Join(testdata, filepath.FromSlash(s.Family))
+	}
+	return filepath.Join(testdata, "families", s.Family)
+}
+
+// classifies reports whether the base is a classifier.
+func (s Suite) classifies() bool { return strings.HasPrefix(s.Family, "encoders/") }
+
+func (s Suite) base(t *testing.T) site.Base { return s.load(t, s.folder(t), models.Options{}) }
+
+// load reads a model of the suite's kind, in float32 unless o says otherwise.
+func (s Suite) load(t *testing.T, dir string, o models.Options) site.Base {
+	t.Helper()
+	o.On = backendtest.Open(t)
+	if o.DType == dtypes.InvalidDType {
+		o.DType = dtypes.Float32
+	}
+	if s.classifies() {
+		c, err := models.LoadClassifier(t.Context(), dir, models.ClassifierOptions{Options: o})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, c.Close()) })
+		return c
+	}
+	m, err := models.Load(t.Context(), dir, o)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, m.Close()) })
+	return m
 }
 
 // fresh attaches the adapter as it starts.
@@ -154,11 +187,18 @@ func with(t *testing.T, pm *peft.PeftModel, names ...string) *peft.PeftModel {
 	return view
 }
 
-// batch is two rows of tokens and their labels.
-func batch() (ids, labels *tensors.Tensor) {
+// batch is two rows of tokens and their labels: of the next tokens, or of each row for a
+// classifier.
+func batch(base site.Base) (ids, labels *tensors.Tensor) {
 	rows, targets := examples(2)
+	if _, ok := base.(site.Classifier); ok {
+		return tensors.FromValue(rows), tensors.FromValue([]int32{class(rows[0]), class(rows[1])})
+	}
 	return tensors.FromValue(rows), tensors.FromValue(targets)
 }
+
+// class is one of three.
+func class(row []int32) int32 { return row[0] % 3 }
 
 // examples are n rows of twelve tokens of the tiny models; some are not to be learned.
 func examples(n int) (ids, labels [][]int32) {
@@ -176,7 +216,7 @@ func examples(n int) (ids, labels [][]int32) {
 
 func logits(t *testing.T, pm *peft.PeftModel) []float32 {
 	t.Helper()
-	ids, labels := batch()
+	ids, labels := batch(pm.Base())
 	return basetest.Evaluate(t, pm, ids, labels).Logits
 }
 

@@ -85,7 +85,7 @@ func (c Together) jointly(t *testing.T) {
 	pm := c.attach(t)
 	prints := fingerprint(t, pm.Base())
 	before := c.tensors(t, pm)
-	data := dataset(t, 4)
+	data := dataset(t, pm.Base(), 4)
 	start := loss(t, pm, data)
 	fit(t, pm, data, arguments(t, 8))
 	require.Less(t, loss(t, pm, data), start, "the loss after eight steps")
@@ -97,7 +97,7 @@ func (c Together) jointly(t *testing.T) {
 }
 
 func (c Together) onTop(t *testing.T) {
-	data := dataset(t, 4)
+	data := dataset(t, Suite{Family: "llama"}.base(t), 4)
 	for _, name := range c.names() {
 		pm, err := c.attach(t).Training(name)
 		require.NoError(t, err)

@@ -7,7 +7,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gopeft/gopeft/internal/basetest"
+	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/site"
 	"github.com/gopeft/gopeft/train"
 )
 
@@ -19,12 +21,21 @@ func arguments(t *testing.T, steps int) train.Arguments {
 	}
 }
 
-func dataset(t *testing.T, n int) *train.Dataset {
+// dataset are n examples for a base, see batch.
+func dataset(t *testing.T, base site.Base, n int) *train.Dataset {
 	t.Helper()
 	ids, labels := examples(n)
 	list := make([]train.Example, n)
 	for i := range ids {
 		list[i] = train.Example{IDs: ids[i], Labels: labels[i]}
+	}
+	if c, ok := base.(*models.Classifier); ok {
+		for i := range list {
+			list[i].Labels = []int32{class(list[i].IDs)}
+		}
+		data, err := train.NewClassDataset(train.LabelRow, list, c.Labels())
+		require.NoError(t, err)
+		return data
 	}
 	data, err := train.NewDataset(list)
 	require.NoError(t, err)
@@ -58,7 +69,7 @@ func (s Suite) training(t *testing.T) {
 	pm := s.moved(t, base)
 	require.NoError(t, pm.AddAdapter(s.Config, peft.Options{Name: "bystander", Seed: 9}))
 	before, bystander := tensorsOf(t, pm, peft.DefaultAdapter), tensorsOf(t, pm, "bystander")
-	data := dataset(t, 4)
+	data := dataset(t, base, 4)
 	start := loss(t, pm, data)
 	fit(t, pm, data, arguments(t, 8))
 	require.Less(t, loss(t, pm, data), start, "the loss after eight steps")
@@ -73,7 +84,7 @@ func (s Suite) training(t *testing.T) {
 }
 
 func (s Suite) checkpointing(t *testing.T) {
-	data := dataset(t, 4)
+	data := dataset(t, s.base(t), 4)
 	var losses [2]float64
 	var values [2]map[string][]float32
 	for i := range losses {
@@ -99,7 +110,7 @@ func meanDistance(a, b []float32) float64 {
 }
 
 func (s Suite) resume(t *testing.T) {
-	data := dataset(t, 6)
+	data := dataset(t, s.base(t), 6)
 	args := arguments(t, 4)
 	args.SaveStrategy, args.SaveSteps = train.SaveSteps, 2
 	whole := s.moved(t, s.base(t))
