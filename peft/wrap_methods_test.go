@@ -11,10 +11,11 @@ import (
 	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/quant"
 )
 
-// Methods do to a wrapped model what they do to any: with them it is the model with their
-// merged weights.
+// Methods do to a wrapped model what they do to any, in few bits or not: with them it is the
+// model with their merged weights.
 func TestWrappedMethods(t *testing.T) {
 	for _, m := range foreignModels {
 		if m.name == "shared" {
@@ -50,19 +51,21 @@ func TestWrappedMethods(t *testing.T) {
 			}
 			t.Run(m.name+"/"+name, func(t *testing.T) {
 				backendtest.Sample(t, 5)
-				base := wrap(t, m.fn, m.input)
-				pm, err := peft.GetPeftModel(base, config)
-				require.NoError(t, err)
-				perturb(t, pm)
-				input := example(m, 5)
-				got := run(t, base, pm, input)
-				require.Greater(t, distance(t, run(t, base, nil, input), got), 1e-3)
-				store, _, err := base.Merged(pm)
-				require.NoError(t, err)
-				merged, err := peft.WrapModel(base.Backend(), store, m.fn, []shapes.Shape{m.input})
-				require.NoError(t, err)
-				defer merged.Close()
-				require.Less(t, distance(t, run(t, merged, nil, input), got), 2e-5)
+				quantised, decoded := quantisedPair(t, m, quant.NF4{})
+				for _, base := range []*peft.WrappedModel{decoded, quantised} {
+					pm, err := peft.GetPeftModel(base, config)
+					require.NoError(t, err)
+					perturb(t, pm)
+					input := example(m, 5)
+					got := run(t, base, pm, input)
+					require.Greater(t, distance(t, run(t, base, nil, input), got), 1e-3)
+					store, _, err := base.Merged(pm)
+					require.NoError(t, err)
+					merged, err := peft.WrapModel(base.Backend(), store, m.fn, []shapes.Shape{m.input})
+					require.NoError(t, err)
+					defer merged.Close()
+					require.Less(t, distance(t, run(t, merged, nil, input), got), 2e-5)
+				}
 			})
 		}
 	}

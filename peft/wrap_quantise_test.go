@@ -226,6 +226,31 @@ func fitForeign(t *testing.T, pm *peft.PeftModel, m foreign, steps int) *train.R
 	return result
 }
 
+// What replaces a weight as a whole starts at its decoded values, and takes its place.
+func TestWrappedQuantisedReplaced(t *testing.T) {
+	m := foreignModels[0]
+	quantised, decoded := quantisedPair(t, m, quant.NF4{})
+	input := example(m, 2)
+	for name, config := range map[string]peft.Config{
+		"full":              peft.Full{TargetModules: peft.Modules("middle.dense")},
+		"modules_to_save":   lora.LoraConfig{R: 2, TargetModules: peft.Modules("hidden.dense"), ModulesToSave: peft.Strings{"readout.dense"}},
+		"target_parameters": lora.LoraConfig{R: 2, TargetModules: peft.Modules("middle.dense"), TargetParameters: []string{"hidden.dense.weights"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var outputs [2][]float32
+			for i, base := range []*peft.WrappedModel{decoded, quantised} {
+				pm, err := peft.GetPeftModel(base, config)
+				require.NoError(t, err)
+				require.Less(t, distance(t, run(t, decoded, nil, input), run(t, base, pm, input)), 1e-5, "a fresh adapter")
+				perturb(t, pm)
+				outputs[i] = run(t, base, pm, input)
+			}
+			require.Less(t, distance(t, outputs[0], outputs[1]), 1e-5)
+			require.Greater(t, distance(t, run(t, decoded, nil, input), outputs[1]), 1e-3)
+		})
+	}
+}
+
 // What cannot be held in few bits is an error with its name.
 func TestWrappedQuantisedErrors(t *testing.T) {
 	read := func(scope *model.Scope, in []*graph.Node) []*graph.Node { // weight decay of its own
