@@ -60,6 +60,8 @@ func zoo(t testing.TB, family string) (*models.Model, *peft.PeftModel) {
 		{"pissa", lora.LoraConfig{R: 2, InitLoraWeights: "pissa", TargetModules: peft.Modules("o_proj")}},
 		{"vera", lora.VeraConfig{R: 4, TargetModules: peft.Modules("up_proj")}},
 		{"ia3", adapters.IA3Config{}},
+		{"houlsby", adapters.Houlsby()},
+		{"pfeiffer", adapters.Pfeiffer()},
 		{"biases", lora.LoraConfig{R: 2, Bias: lora.BiasAll, InitLoraWeights: lora.InitRandom}},
 	} {
 		if c.name == "biases" && family != "qwen2" {
@@ -67,7 +69,7 @@ func zoo(t testing.TB, family string) (*models.Model, *peft.PeftModel) {
 		}
 		require.NoError(t, pm.AddAdapter(c.config, peft.Options{Name: c.name, Seed: uint64(i)}))
 	}
-	for _, name := range []string{"saved", "norms", "all", "pissa", "vera", "ia3"} {
+	for _, name := range []string{"saved", "norms", "all", "pissa", "vera", "ia3", "houlsby", "pfeiffer"} {
 		disturb(t, pm, name)
 	}
 	return base, pm
@@ -98,6 +100,8 @@ func TestMixedRowsEqualUnmixed(t *testing.T) {
 				{"dora", "a", "vera", "pissa"},
 				{"biases", peft.BaseModel, "biases", "dora"},
 				{"ia3", "a", peft.BaseModel, "ia3"},
+				{"houlsby", "pfeiffer", peft.BaseModel, "houlsby"},
+				{"a", "houlsby", "ia3", "norms"},
 				{"b", "b", "b", "b"},
 				{peft.BaseModel, peft.BaseModel, peft.BaseModel, peft.BaseModel},
 			} {
