@@ -5,6 +5,7 @@ import (
 
 	. "github.com/gomlx/gomlx/core/graph"
 
+	"github.com/gopeft/gopeft/internal/graphx"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -96,7 +97,7 @@ func (m *roberta) encode(b *Blocks, in site.Tokens) *Node {
 }
 
 func (m *roberta) maskedHead() head {
-	return m.maskedHeadOf("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", gelu) // whatever hidden_act says
+	return m.maskedHeadOf("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", graphx.Gelu) // whatever hidden_act says
 }
 
 func (m *roberta) sequenceHead(labels int) head {

@@ -5,6 +5,7 @@ import (
 
 	. "github.com/gomlx/gomlx/core/graph"
 
+	"github.com/gopeft/gopeft/internal/graphx"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -68,7 +69,7 @@ func (m *distilbert) sequenceHead(labels int) head {
 	return head{
 		modules: []site.Module{before, classifier},
 		build: func(b *Blocks, x *Node) *Node {
-			x = relu(b.Linear(before.Path, firstToken(x)))
+			x = graphx.Relu(b.Linear(before.Path, firstToken(x)))
 			return b.Linear(classifier.Path, b.Dropout("classifier.dropout", x, m.sequenceDropout))
 		},
 	}

@@ -299,7 +299,7 @@ func TestEncoderConfigErrors(t *testing.T) {
 		"positions":    {"bert_masked", map[string]any{"position_embedding_type": "relative_key"}, `position_embedding_type "relative_key" is not supported`},
 		"heads":        {"bert_masked", map[string]any{"num_attention_heads": 3}, "hidden_size 16 is no multiple of num_attention_heads 3"},
 		"dropout":      {"bert_masked", map[string]any{"hidden_dropout_prob": 1}, "hidden_dropout_prob: wanted a number from 0 to less than 1, got 1"},
-		"activation":   {"distilbert_masked", map[string]any{"activation": "mish"}, `activation "mish" is not supported`},
+		"activation":   {"distilbert_masked", map[string]any{"activation": "prelu"}, `activation "prelu" is not supported`},
 		"padding":      {"roberta_masked", map[string]any{"pad_token_id": 39}, "pad_token_id: wanted 0 to 38"},
 		"groups":       {"albert_masked", map[string]any{"num_hidden_groups": 9}, "num_hidden_groups: wanted at most num_hidden_layers 3, got 9"},
 		"pruned heads": {"bert_masked", map[string]any{"pruned_heads": map[string]any{"0": []int{1}}}, "pruned_heads"},

@@ -93,7 +93,7 @@ func TestLoadErrors(t *testing.T) {
 		}, []string{"hidden_size is missing: wanted a positive integer", `num_hidden_layers: wanted a positive integer, got "two"`,
 			"rms_norm_eps: wanted a positive number, got -1", "vocab_size: wanted a positive integer, got 1.5"}},
 		{"heads", func(dir string) { editConfig(t, dir, map[string]any{"num_key_value_heads": 3}) }, []string{"num_key_value_heads: wanted a divisor of num_attention_heads 4, got 3"}},
-		{"hidden_act", func(dir string) { editConfig(t, dir, map[string]any{"hidden_act": "mish"}) }, []string{`hidden_act "mish" is not supported; supported are [gelu`}},
+		{"hidden_act", func(dir string) { editConfig(t, dir, map[string]any{"hidden_act": "prelu"}) }, []string{`hidden_act "prelu" is not supported; supported are [gelu`}},
 		{"pretraining_tp", func(dir string) { editConfig(t, dir, map[string]any{"pretraining_tp": 2}) }, []string{"pretraining_tp 2 is not supported"}},
 		{"quantised", func(dir string) { editConfig(t, dir, map[string]any{"quantization_config": map[string]any{"bits": 4}}) }, []string{`quantization_config: quant_method "" is not supported`}},
 		{"partial rotary", func(dir string) { editConfig(t, dir, map[string]any{"partial_rotary_factor": 0.5}) }, []string{"partial_rotary_factor 0.5 is not supported"}},

@@ -19,20 +19,20 @@ func Activation(name string) (f func(x *graph.Node) *graph.Node, ok bool) {
 func ActivationNames() []string { return slices.Sorted(maps.Keys(activations)) }
 
 var activations = map[string]func(x *graph.Node) *graph.Node{
-	"gelu":              gelu,
-	"gelu_10":           func(x *graph.Node) *graph.Node { return graph.ClipScalar(gelu(x), -10, 10) },
+	"gelu":              Gelu,
+	"gelu_10":           func(x *graph.Node) *graph.Node { return graph.ClipScalar(Gelu(x), -10, 10) },
 	"gelu_accurate":     geluTanh,
 	"gelu_fast":         geluTanh,
 	"gelu_new":          geluTanh,
-	"gelu_python":       gelu,
+	"gelu_python":       Gelu,
 	"gelu_pytorch_tanh": geluTanh,
 	"laplace":           laplace,
 	"leaky_relu":        leakyRelu,
 	"linear":            func(x *graph.Node) *graph.Node { return x },
 	"mish":              mish,
 	"quick_gelu":        func(x *graph.Node) *graph.Node { return graph.Mul(x, graph.Sigmoid(graph.MulScalar(x, 1.702))) },
-	"relu":              relu,
-	"relu2":             func(x *graph.Node) *graph.Node { return graph.Square(relu(x)) },
+	"relu":              Relu,
+	"relu2":             func(x *graph.Node) *graph.Node { return graph.Square(Relu(x)) },
 	"relu6":             func(x *graph.Node) *graph.Node { return graph.ClipScalar(x, 0, 6) },
 	"sigmoid":           graph.Sigmoid,
 	"silu":              silu,
@@ -42,16 +42,17 @@ var activations = map[string]func(x *graph.Node) *graph.Node{
 
 func silu(x *graph.Node) *graph.Node { return graph.Mul(x, graph.Sigmoid(x)) }
 
-func relu(x *graph.Node) *graph.Node { return graph.Max(x, graph.ZerosLike(x)) }
+// Relu is max(x, 0).
+func Relu(x *graph.Node) *graph.Node { return graph.Max(x, graph.ZerosLike(x)) }
 
 // leakyRelu has PyTorch's slope of 0.01.
 func leakyRelu(x *graph.Node) *graph.Node {
 	return graph.Where(graph.GreaterThan(x, graph.ZerosLike(x)), x, graph.MulScalar(x, 0.01))
 }
 
-// gelu is x·Φ(x) with the exact normal distribution function
+// Gelu is x·Φ(x) with the exact normal distribution function
 // (Hendrycks and Gimpel 2016, arXiv:1606.08415).
-func gelu(x *graph.Node) *graph.Node {
+func Gelu(x *graph.Node) *graph.Node {
 	return graph.Mul(graph.MulScalar(x, 0.5), graph.AddScalar(graph.Erf(graph.MulScalar(x, math.Sqrt2/2)), 1))
 }
 
@@ -63,7 +64,7 @@ func geluTanh(x *graph.Node) *graph.Node {
 
 // mish is x·tanh(softplus(x)) (Misra 2019, arXiv:1908.08681).
 func mish(x *graph.Node) *graph.Node {
-	softplus := graph.Add(relu(x), graph.Log1P(graph.Exp(graph.Neg(graph.Abs(x)))))
+	softplus := graph.Add(Relu(x), graph.Log1P(graph.Exp(graph.Neg(graph.Abs(x)))))
 	return graph.Mul(x, graph.Tanh(softplus))
 }
 
