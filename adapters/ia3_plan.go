@@ -39,11 +39,6 @@ func (c IA3Config) attach(base site.Base) (*ia3, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i, m := range targets {
-		if forward[i] && !c.Reading() && evenKernel(m) {
-			return nil, fmt.Errorf("feed-forward module %q is a convolution with a kernel of even size %v, for which GoMLX computes a wrong gradient of the input: scale its output", m.Path, m.Conv.Kernel)
-		}
-	}
 	c.FanInFanOut = slices.ContainsFunc(targets, func(m site.Module) bool { return m.Kind == site.Linear && m.Transposed })
 	return newIA3(c, targets, forward, append(counts, more...)), nil
 }
@@ -59,11 +54,6 @@ func wantScalable(m site.Module) error {
 		return fmt.Errorf("target module %q is a convolution over one axis, want two or three", m.Path)
 	}
 	return fmt.Errorf("target module %q is of kind %s, want a linear layer or a convolution", m.Path, m.Kind)
-}
-
-// evenKernel reports a convolution whose gradient by its input is wrong in GoMLX 0.28.3.
-func evenKernel(m site.Module) bool {
-	return m.Kind == site.Convolution && slices.ContainsFunc(m.Conv.Kernel, func(n int) bool { return n%2 == 0 })
 }
 
 // feedforward says which targets are feed-forward, and completes FeedforwardModules (and

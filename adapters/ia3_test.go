@@ -129,8 +129,6 @@ func TestIA3Errors(t *testing.T) {
 	unknown.Add(site.Module{Path: "proj", Kind: site.Linear, In: 8, Out: 8})
 	conv := &basetest.Shape{Type: "llama"}
 	conv.Add(site.Module{Path: "conv", Kind: site.Convolution, In: 4, Out: 4, Conv: &site.Conv{Kernel: []int{3}, Groups: 1}})
-	even := &basetest.Shape{Type: "llama"}
-	even.Add(site.Module{Path: "conv", Kind: site.Convolution, In: 4, Out: 4, Conv: &site.Conv{Kernel: []int{3, 2}, Groups: 1}})
 	some := peft.Modules("q_proj", "down_proj")
 	for _, c := range []struct {
 		base   site.Base
@@ -149,7 +147,6 @@ func TestIA3Errors(t *testing.T) {
 		{base, adapters.IA3Config{TargetModules: peft.Modules("embed_tokens")}, `ia3: target module "model.embed_tokens" is of kind embedding, want a linear layer or a convolution`},
 		{base, adapters.IA3Config{TargetModules: peft.Modules("norm")}, `ia3: target module "model.norm" is of kind norm, want a linear layer or a convolution`},
 		{conv, adapters.IA3Config{TargetModules: peft.Modules("conv")}, `ia3: target module "conv" is a convolution over one axis, want two or three`},
-		{even, adapters.IA3Config{TargetModules: peft.Modules("conv"), FeedforwardModules: peft.Modules("conv")}, `ia3: feed-forward module "conv" is a convolution with a kernel of even size [3 2], for which GoMLX computes a wrong gradient`},
 		{gpt2(), adapters.IA3Config{TargetModules: peft.Modules("c_proj")}, `ia3: target_modules ["c_proj"] do not tell "transformer.h.0.mlp.c_proj" from others, and only some of them are feed-forward modules (model_type "gpt2"): set FeedforwardModules, or name them apart`},
 		{unknown, adapters.IA3Config{}, `ia3: no default target modules for model_type "phi3": set TargetModules`},
 		{unknown, adapters.IA3Config{TargetModules: peft.Modules("proj")}, `ia3: no default feed-forward modules for model_type "phi3": set FeedforwardModules (peft.Modules() for none)`},

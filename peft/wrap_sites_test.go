@@ -246,7 +246,7 @@ func TestWrappedParameters(t *testing.T) {
 					original[v] = v.NodeValue(in.Graph())
 					v.SetNodeValue(values.Get(p.Name))
 				}
-				out := m.fn(base.Store().RootScope(), []*graph.Node{in})
+				out := m.oracle()(base.Store().RootScope(), []*graph.Node{in})
 				for v, node := range original {
 					v.SetNodeValue(node)
 				}

@@ -170,7 +170,7 @@ func TestWrappedEqualsMergedWeights(t *testing.T) {
 				base := wrap(t, m.fn, m.input)
 				pm := attachRandom(t, base, m.target)
 				input := example(m, 3)
-				want, wantGradient := outputsAndGradient(t, base, pm, input, mergedInGraph(base, m.fn, pm))
+				want, wantGradient := outputsAndGradient(t, base, pm, input, mergedInGraph(base, m.oracle(), pm))
 				got, gotGradient := outputsAndGradient(t, base, pm, input, rewritten(base, pm))
 				alone, err := base.Run(nil, input)
 				require.NoError(t, err)

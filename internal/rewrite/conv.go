@@ -65,7 +65,7 @@ func (c *conv) output(y *graph.Node) *graph.Node { return y }
 func (c *conv) restore(y, _ *graph.Node) *graph.Node { return y }
 
 func (c *conv) with(_ site.Module, x, weight *graph.Node) *graph.Node {
-	return c.op.CloneWithInputs(convert(x, c.op.Inputs()[0].DType()), convert(weight, c.op.Inputs()[1].DType()))
+	return convolve(c.op, convert(x, c.op.Inputs()[0].DType()), convert(weight, c.op.Inputs()[1].DType()))
 }
 
 // feature returns the axis of the output channels.

@@ -30,11 +30,22 @@ func attribute(n *graph.Node, path ...string) reflect.Value {
 
 func intAttribute(n *graph.Node, path ...string) int { return int(attribute(n, path...).Int()) }
 
+// intsAttribute returns a list, nil if it is empty or left out.
 func intsAttribute(n *graph.Node, path ...string) []int {
 	v := attribute(n, path...)
-	out := make([]int, v.Len())
-	for i := range out {
-		out[i] = int(v.Index(i).Int())
+	var out []int
+	for i := range v.Len() {
+		out = append(out, int(v.Index(i).Int()))
+	}
+	return out
+}
+
+// pairsAttribute returns a list of pairs, count pairs of zeros if it is left out.
+func pairsAttribute(n *graph.Node, name string, count int) [][2]int {
+	v := attribute(n, name)
+	out := make([][2]int, count)
+	for i := range v.Len() {
+		out[i] = [2]int{int(v.Index(i).Index(0).Int()), int(v.Index(i).Index(1).Int())}
 	}
 	return out
 }

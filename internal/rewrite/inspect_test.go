@@ -57,6 +57,21 @@ func TestInspect(t *testing.T) {
 		require.Equal(t, want, intsAttribute(conv, "axes", name), name)
 	}
 
+	require.Zero(t, attribute(conv, "inputDilations").Len())
+	require.Nil(t, intsAttribute(conv, "kernelDilations"))
+	strided := graph.Convolve(image, kernel).ChannelGroupCount(2).StridePerAxis(2).PaddingPerDim([][2]int{{1, 0}}).Done()
+	require.Equal(t, []int{2}, intsAttribute(strided, "strides"))
+	require.Equal(t, [][2]int{{1, 0}}, pairsAttribute(strided, "paddings", 1))
+	dilated := graph.Convolve(image, kernel).ChannelGroupCount(2).DilationPerAxis(2).Done()
+	require.Equal(t, []int{2}, intsAttribute(dilated, "kernelDilations"))
+	require.Equal(t, [][2]int{{0, 0}}, pairsAttribute(dilated, "paddings", 1))
+	pool := graph.SumPool(image).Window(2).PadSame().Done()
+	require.Equal(t, compute.ReduceOpSum, compute.ReduceOpType(intAttribute(pool, "reductionType")))
+	require.Equal(t, []int{1, 2, 1}, intsAttribute(pool, "windowDimensions"))
+	require.Equal(t, []int{1, 1, 1}, intsAttribute(pool, "strides"))
+	require.Equal(t, [][2]int{{}, {0, 1}, {}}, pairsAttribute(pool, "paddings", 3))
+	require.Zero(t, attribute(pool, "inputDilations").Len()+attribute(pool, "windowDilations").Len())
+
 	require.Equal(t, plainBarrier, barrierKind(graph.OptimizationBarrier(x)))
 	start := x.Checkpoint()
 	require.Equal(t, startCheckpoint, barrierKind(start))

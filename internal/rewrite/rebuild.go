@@ -77,6 +77,10 @@ func (r *rewriter) clone(n *graph.Node, ins []*graph.Node) *graph.Node {
 			}
 			return graph.OptimizationBarrier(ins[0])
 		}
+	case graph.NodeTypeConvGeneral:
+		return convolve(n, ins[0], ins[1])
+	case graph.NodeTypeReduceWindow:
+		return sumWindows(n, ins[0])
 	case graph.NodeTypeBatchNormForInference:
 		return batchNorm(n, ins)
 	case graph.NodeTypeFusedScaledDotProductAttention:
