@@ -12,6 +12,7 @@ import (
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/site"
 )
 
 // hubCopy copies the folder of a fixture, with some of the keys of its configuration changed.
@@ -170,4 +171,44 @@ func TestAdapterHubOldFiles(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEqual(t, hostValues(t, want)["classifier.weight"], values["classifier.weight"])
 	require.Equal(t, hostValues(t, want)["bert.encoder.layer.1.output.adapter_up.weight"], values["bert.encoder.layer.1.output.adapter_up.weight"])
+}
+
+// A head that was trained with the adapter of a language model becomes part of it; one that is
+// the base's own does not.
+func TestAdapterHubLanguageModelHead(t *testing.T) {
+	g := openHubGolden(t, hubFixture("llama-pfeiffer"))
+	base := g.base(t)
+	const head = "lm_head.weight"
+	var p site.Parameter
+	for _, p = range base.Parameters() {
+		if p.Name == head {
+			break
+		}
+	}
+	values, err := peft.BaseValues(base, p)
+	require.NoError(t, err)
+	alone, err := LoadAdapterHub(base, g.Dir)
+	require.NoError(t, err)
+	want := g.evaluate(t, alone).Logits
+	for _, factor := range []float32{1, 2} {
+		dir := hubCopy(t, "llama-pfeiffer", nil)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, hubHeadConfig), []byte(`{"name": null, "config": null, "model_class": "LlamaForCausalLM"}`), 0o600))
+		scaled := make([]float32, len(values))
+		for i, v := range values {
+			scaled[i] = factor * v
+		}
+		data := make([]byte, 4*len(scaled))
+		require.NoError(t, safetensors.EncodeFloat32s(data, scaled, safetensors.F32))
+		require.NoError(t, safetensors.Write(filepath.Join(dir, hubHeadWeights), nil, []safetensors.Tensor{{Name: head, DType: safetensors.F32, Shape: p.Shape, Bytes: data}}))
+		pm, err := LoadAdapterHub(base, dir)
+		require.NoError(t, err)
+		got := g.evaluate(t, pm).Logits
+		for i := range got {
+			got[i] /= factor
+		}
+		basetest.RequireClose(t, want, got, 1e-5, "logits")
+		config, err := pm.Config("task")
+		require.NoError(t, err)
+		require.Equal(t, factor == 2, len(config.(BottleneckConfig).ModulesToSave) == 1)
+	}
 }

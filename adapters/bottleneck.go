@@ -170,13 +170,16 @@ func (c BottleneckConfig) checkPlaces() error {
 		}
 		return nil
 	}
-	for name, set := range map[string]bool{
-		"mh_adapter": c.MhAdapter, "output_adapter": c.OutputAdapter, "original_ln_before": c.OriginalLnBefore, "is_parallel": c.IsParallel,
-		"original_ln_after = false": c.OriginalLnAfter == peft.Off, "leave_out": len(c.LeaveOut) > 0,
-		"a reduction_factor by layer": len(c.ReductionFactor.Layers) > 0,
+	for _, option := range []struct {
+		name string
+		set  bool
+	}{
+		{"mh_adapter", c.MhAdapter}, {"output_adapter", c.OutputAdapter}, {"original_ln_before", c.OriginalLnBefore},
+		{"original_ln_after = false", c.OriginalLnAfter == peft.Off}, {"is_parallel", c.IsParallel},
+		{"leave_out", len(c.LeaveOut) > 0}, {"a reduction_factor by layer", len(c.ReductionFactor.Layers) > 0},
 	} {
-		if set {
-			return fmt.Errorf("%s is about the sublayers of blocks and cannot be used with target_modules, which name linear layers", name)
+		if option.set {
+			return fmt.Errorf("%s is about the sublayers of blocks and cannot be used with target_modules, which name linear layers", option.name)
 		}
 	}
 	return c.selection().Validate()

@@ -125,7 +125,7 @@ func TestBottleneckErrors(t *testing.T) {
 		{change(func(c *BottleneckConfig) { c.ResidualBeforeLn = ResidualPostAdd }), `residual_before_ln "post_add" needs original_ln_before`},
 		{change(func(c *BottleneckConfig) { c.ExcludeModules = peft.Modules("mlp") }), "exclude_modules needs target_modules"},
 		{change(func(c *BottleneckConfig) { c.ModulesToSave = peft.Strings{"lm_haed"} }), `modules_to_save: "lm_haed" matches nothing`},
-		{change(func(c *BottleneckConfig) { c.TargetModules = peft.Modules("o_proj") }), "is about the sublayers of blocks and cannot be used with target_modules"},
+		{change(func(c *BottleneckConfig) { c.TargetModules = peft.Modules("o_proj") }), "mh_adapter is about the sublayers of blocks and cannot be used with target_modules"},
 		{linears(func(c *BottleneckConfig) { c.IsParallel = true }), "is_parallel is about the sublayers of blocks"},
 		{linears(func(c *BottleneckConfig) { c.TargetModules = peft.Modules("norm") }), `target module "model.norm" is a norm, want a linear layer`},
 		{linears(func(c *BottleneckConfig) { c.TargetModules = peft.Modules("o_porj") }), `target module "o_porj" matches nothing; did you mean "o_proj"?`},

@@ -1,9 +1,15 @@
 package adapters_test
 
 import (
+	"path/filepath"
+	"slices"
 	"testing"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/gopeft/gopeft/adapters"
+	"github.com/gopeft/gopeft/internal/backend/backendtest"
+	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/peft/pefttest"
@@ -56,5 +62,34 @@ func TestBottleneckTogether(t *testing.T) {
 		"parallel, IA3, linear": {Configs: []peft.Config{small(adapters.Parallel()), adapters.IA3Config{}, adapters.BottleneckConfig{TargetModules: peft.Modules("o_proj")}}},
 	} {
 		t.Run(name, together.Run)
+	}
+}
+
+// Every family has places for adapters: fresh ones change nothing, and each tensor counts.
+func TestBottleneckFamilies(t *testing.T) {
+	houlsby := small(adapters.Houlsby())
+	houlsby.InitWeights = adapters.InitMAM
+	parallel := small(adapters.Parallel())
+	parallel.MhAdapter = true
+	for _, family := range []string{"gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_neox_sequential", "mistral", "opt", "opt_post", "phi3", "qwen2", "qwen3"} {
+		for kind, config := range map[string]adapters.BottleneckConfig{"houlsby": houlsby, "parallel": parallel} {
+			t.Run(family+"/"+kind, func(t *testing.T) {
+				backendtest.Sample(t, 4)
+				base := basetest.Load(t, filepath.Join(basetest.Fixtures, "families", family))
+				pm, err := peft.GetPeftModel(base, config)
+				require.NoError(t, err)
+				plain, err := pm.With()
+				require.NoError(t, err)
+				want := basetest.Evaluate(t, plain, someIDs, someLabels).Logits
+				basetest.RequireClose(t, want, basetest.Evaluate(t, pm, someIDs, someLabels).Logits, 1e-5, "logits of a fresh adapter")
+				shift(t, pm, peft.DefaultAdapter, 0.03)
+				moved := basetest.Evaluate(t, pm, someIDs, someLabels)
+				require.NotEqual(t, want, moved.Logits)
+				require.Len(t, moved.Gradients, 4*2*2)
+				for name, gradient := range moved.Gradients {
+					require.True(t, slices.ContainsFunc(gradient, func(v float32) bool { return v != 0 }), "%s: the gradient is zero", name)
+				}
+			})
+		}
 	}
 }
