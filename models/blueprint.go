@@ -86,6 +86,9 @@ func (b *Blueprint) Layers() []site.Layer { return b.arch.Layers() }
 // Words is the embedding of token ids.
 func (b *Blueprint) Words() site.Module { return wordsOf(b.arch) }
 
+// WordScale is what the model multiplies the output of Words with; 1 in most.
+func (b *Blueprint) WordScale() float64 { return wordScale(b.arch) }
+
 // CacheShape says what a key/value cache holds.
 func (b *Blueprint) CacheShape() site.CacheShape { return b.arch.CacheShape() }
 

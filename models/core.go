@@ -73,6 +73,9 @@ func (c *core) Layers() []site.Layer { return c.network.Layers() }
 // Words is the embedding of token ids.
 func (c *core) Words() site.Module { return wordsOf(c.network) }
 
+// WordScale is what the model multiplies the output of Words with; 1 in most.
+func (c *core) WordScale() float64 { return wordScale(c.network) }
+
 // VocabSize is the number of token ids.
 func (c *core) VocabSize() int { return c.config.VocabSize }
 

@@ -235,7 +235,7 @@ func (o *encoderOptions) layer(p blockPaths) site.Layer {
 	return site.Layer{
 		Attention:   sublayerModule(p.attention, site.Attention, o.config.HiddenSize),
 		FeedForward: sublayerModule(p.feedForward, site.FeedForward, o.config.HiddenSize),
-		KVHeads:     o.heads, HeadDim: o.config.HiddenSize / o.heads,
+		Heads:       o.heads, KVHeads: o.heads, HeadDim: o.config.HiddenSize / o.heads,
 	}
 }
 

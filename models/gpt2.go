@@ -67,7 +67,7 @@ func (m *gpt2) CacheShape() site.CacheShape {
 }
 
 func (m *gpt2) Layers() []site.Layer {
-	return layersOf(m.config, m.layer, ".attn", ".mlp", m.CacheShape())
+	return layersOf(m.config, m.layer, ".attn", ".mlp", m.heads, m.CacheShape())
 }
 
 // Ignorable: old checkpoints store the causal mask and the number it masks with.

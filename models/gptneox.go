@@ -78,7 +78,7 @@ func (m *gptNeoX) CacheShape() site.CacheShape {
 }
 
 func (m *gptNeoX) Layers() []site.Layer {
-	return layersOf(m.config, m.layer, ".attention", ".mlp", m.CacheShape())
+	return layersOf(m.config, m.layer, ".attention", ".mlp", m.heads, m.CacheShape())
 }
 
 // Ignorable: old checkpoints store the causal mask, the number it masks with, and the

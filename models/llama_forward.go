@@ -16,7 +16,7 @@ func (m *llama) CacheShape() site.CacheShape {
 }
 
 func (m *llama) Layers() []site.Layer {
-	return layersOf(m.config, m.layer, ".self_attn", ".mlp", m.CacheShape())
+	return layersOf(m.config, m.layer, ".self_attn", ".mlp", m.heads, m.CacheShape())
 }
 
 // Ignorable: old checkpoints store the rotary frequencies, which follow from the configuration.

@@ -67,7 +67,7 @@ func (m *opt) CacheShape() site.CacheShape {
 
 // Layers: OPT has no module for its feed-forward sublayer; the path is of our making.
 func (m *opt) Layers() []site.Layer {
-	return layersOf(m.config, m.layer, ".self_attn", ".feed_forward", m.CacheShape())
+	return layersOf(m.config, m.layer, ".self_attn", ".feed_forward", m.heads, m.CacheShape())
 }
 
 func (m *opt) Ignorable(string) bool { return false }

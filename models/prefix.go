@@ -89,13 +89,13 @@ func (c *attentionPass) segments() (own, other *Node) {
 
 // layersOf describes the blocks of a decoder; attention and feedForward are the names of
 // the sublayers below the path of a layer.
-func layersOf(c Config, layer func(i int) string, attention, feedForward string, cache site.CacheShape) []site.Layer {
+func layersOf(c Config, layer func(i int) string, attention, feedForward string, heads int, cache site.CacheShape) []site.Layer {
 	out := make([]site.Layer, c.NumLayers)
 	for i := range out {
 		out[i] = site.Layer{
 			Attention:   sublayerModule(layer(i)+attention, site.Attention, c.HiddenSize),
 			FeedForward: sublayerModule(layer(i)+feedForward, site.FeedForward, c.HiddenSize),
-			KVHeads:     cache.KVHeads, HeadDim: cache.HeadDim,
+			Heads:       heads, KVHeads: cache.KVHeads, HeadDim: cache.HeadDim,
 		}
 	}
 	return out
@@ -109,6 +109,14 @@ func sublayerModule(path string, kind site.Kind, hidden int) site.Module {
 func wordsOf(n network) site.Module {
 	modules := n.Modules()
 	return modules[slices.IndexFunc(modules, func(m site.Module) bool { return m.Kind == site.Embedding })]
+}
+
+// wordScale is what the family multiplies embeddings of token ids with.
+func wordScale(n network) float64 {
+	if l, ok := n.(*llama); ok && l.embedScale != 0 {
+		return l.embedScale
+	}
+	return 1
 }
 
 // add is the sum of a block's sublayer and its input, see [site.Sublayer].

@@ -10,6 +10,8 @@ type Transformer interface {
 	Layers() []Layer
 	// Words is the embedding of token ids.
 	Words() Module
+	// WordScale is what the model multiplies the output of Words with; 1 in most.
+	WordScale() float64
 	// MaxPositions is the longest sequence the model was made for, virtual tokens included.
 	MaxPositions() int
 }
@@ -19,8 +21,8 @@ type Transformer interface {
 // (ALBERT) have equal paths.
 type Layer struct {
 	Attention, FeedForward Module
-	// KVHeads and HeadDim are the shape of a token's key and value.
-	KVHeads, HeadDim int
+	// Heads are those of queries; KVHeads and HeadDim are the shape of a token's key and value.
+	Heads, KVHeads, HeadDim int
 }
 
 // Sublayer is where a block adds what a sublayer computed to its input.
