@@ -126,7 +126,7 @@ func (c *attentionPass) mask(window int) *Node {
 	key := Iota(g, shapes.Make(dtypes.Int32, 1, 1, c.slots), 2)
 	visible := LessOrEqual(key, query)
 	if window > 0 {
-		visible = LogicalAnd(visible, GreaterThan(key, AddScalar(query, -window)))
+		visible = LogicalAnd(visible, c.near(window, query, key))
 	}
 	if s := c.starts(); s != nil {
 		virtual := Scalar(g, dtypes.Int32, c.prefix.Len())
@@ -142,6 +142,19 @@ func (c *attentionPass) mask(window int) *Node {
 	batch := added.Shape().Dimensions[0]
 	c.masks[window] = Reshape(added, batch, 1, c.length, 1, c.slots)
 	return c.masks[window]
+}
+
+// near tells the keys within a window before each query, both given by their slots. How far
+// a virtual token is before others, the positions of these say: padding may lie between them.
+func (c *attentionPass) near(window int, query, key *Node) *Node {
+	near := GreaterThan(key, AddScalar(query, -window))
+	virtual := c.prefix.Len()
+	if virtual == 0 || c.starts() == nil && c.in.Positions == nil {
+		return near
+	}
+	nearVirtual := GreaterThan(key, AddScalar(InsertAxes(c.positions(), -1), -window))
+	isVirtual := LessThan(key, Scalar(key.Graph(), dtypes.Int32, virtual))
+	return LogicalOr(LogicalAnd(isVirtual, nearVirtual), LogicalAnd(LogicalNot(isVirtual), near))
 }
 
 // remember puts the keys and values of layer i, [batch, length, kvHeads, headDim],
