@@ -47,7 +47,7 @@ func convolve(n, x, kernel *graph.Node) *graph.Node {
 }
 
 // zeros returns how many a kernel of the given size needs before and behind it, so that it
-// spans an odd number of positions and, on either side, no fewer than the padding.
+// spans an odd number of positions and more than the padding of either side.
 func zeros(size, dilation int, padding [2]int) (start, end int) {
 	short := func(padding int) int { // of positions, in steps of the dilation
 		return max(0, (padding-(size-1)*dilation+dilation-1)/dilation)
