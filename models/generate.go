@@ -133,6 +133,9 @@ func (g *Generator) generate(ctx context.Context, prompts [][]int32, s *settings
 	if len(prompts) == 0 {
 		return nil, errors.New("models: generate: no prompt is given")
 	}
+	if s.Tasks != nil && len(s.Tasks) != len(prompts) {
+		return nil, fmt.Errorf("models: generate: %d tasks of %d prompts", len(s.Tasks), len(prompts))
+	}
 	r := &run{programs: g.programs, view: g.view, settings: s, batch: g.batch(len(prompts))}
 	if rows, ok := g.view.(site.RowView); ok {
 		if rows.Rows() != len(prompts) {

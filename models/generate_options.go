@@ -47,6 +47,9 @@ type GenerateOptions struct {
 	Stream func(row int, text string) error
 	// LogProbs asks for [Generation].LogProbs.
 	LogProbs bool
+	// Tasks is the task of each prompt, for adapters that know several, see [site.Tokens].
+	// nil: none.
+	Tasks []int32
 
 	// Tokenizer is used instead of the model's own.
 	Tokenizer *tokenizer.Tokenizer

@@ -18,12 +18,12 @@ import (
 // programs are the compiled programs of one base: few, since lengths are rounded
 // up. They are kept until the base is closed and serve all views of it.
 //
-//	first: arguments, ids, starts                      -> next, logits, keys, values
-//	step:  arguments, ids, starts, index, keys, values -> next, logits, keys, values
-//	grow:  keys, values                                -> keys, values
+//	first: arguments, ids, starts, tasks?                      -> next, logits, keys, values
+//	step:  arguments, ids, starts, tasks?, index, keys, values -> next, logits, keys, values
+//	grow:  keys, values                                        -> keys, values
 //
 // ids are [batch, length] int32, or [batch] for one token; starts [batch] int32;
-// index an int32 scalar; next [batch] int32, the largest logit or -1 if the
+// tasks [batch] int32; index an int32 scalar; next [batch] int32, the largest logit or -1 if the
 // logits are not finite; logits [batch, vocabulary] float32; keys and values, one for
 // each layer, [batch, slots, kvHeads, headDim].
 type programs struct {
@@ -39,6 +39,7 @@ type programKey struct {
 	batch, length, slots int
 	toSlots              int
 	long                 bool // see site.Cache
+	tasks                bool // that each row has one, see site.Tokens
 }
 
 type program struct {
@@ -130,11 +131,16 @@ func (p *programs) passGraph(view site.View, arguments int, key programKey) func
 		// -1 marks a row whose logits were not finite; its id must still be one.
 		ids := graph.Reshape(graph.MaxScalar(in[0], 0), key.batch, key.length)
 		cache := &site.Cache{Starts: in[1], Long: key.long}
+		tokens := site.Tokens{IDs: ids, Cache: cache}
+		in = in[2:]
+		if key.tasks {
+			tokens.Tasks, in = in[0], in[1:]
+		}
 		if key.slots > 0 {
 			layers := p.lm.CacheShape().Layers
-			cache.Index, cache.Keys, cache.Values = in[2], in[3:3+layers], in[3+layers:]
+			cache.Index, cache.Keys, cache.Values = in[0], in[1:1+layers], in[1+layers:]
 		}
-		hidden := p.lm.Hidden(pass, site.Tokens{IDs: ids, Cache: cache})
+		hidden := p.lm.Hidden(pass, tokens)
 		hidden = graph.SliceAxis(hidden, 1, graph.AxisRange(key.length-1))
 		logits := graph.ConvertDType(p.lm.Logits(pass, hidden), dtypes.Float32)
 		logits = graph.Reshape(logits, key.batch, p.lm.VocabSize())

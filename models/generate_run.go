@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/gomlx/compute/dtypes"
@@ -28,6 +29,7 @@ type run struct {
 
 	arguments []*tensors.Tensor // the view's, as they were at the start; not ours to free
 	starts    *tensors.Tensor
+	tasks     *tensors.Tensor   // [batch] int32, or nil
 	next      *tensors.Tensor   // [batch] int32
 	logits    *tensors.Tensor   // [batch, vocabulary] float32
 	cache     []*tensors.Tensor // keys, then values
@@ -76,6 +78,11 @@ func (r *run) read(ctx context.Context) error {
 	slots := slotBucket(r.virtual + length + min(ahead, slotsAhead))
 	ids, starts := r.padded(length)
 	r.starts = tensors.FromFlatDataAndDimensions(starts, r.batch)
+	if r.settings.Tasks != nil {
+		tasks := slices.Repeat(r.settings.Tasks[:1], r.batch) // idle rows do what the first does
+		copy(tasks, r.settings.Tasks)
+		r.tasks = tensors.FromFlatDataAndDimensions(tasks, r.batch)
+	}
 	chunk := min(length, chunkLength)
 	for from := 0; from < length; from += chunk {
 		if err := ctx.Err(); err != nil {
@@ -204,7 +211,7 @@ func (r *run) pick(sampler *sampler, row *row, logits []float32) int32 {
 func (r *run) decode(ctx context.Context) error {
 	if !r.long && r.tooLong(r.virtual+r.longest()) {
 		r.free()
-		r.starts, r.next, r.logits, r.cache, r.slots, r.used = nil, nil, nil, nil, 0, 0
+		r.starts, r.tasks, r.next, r.logits, r.cache, r.slots, r.used = nil, nil, nil, nil, nil, 0, 0
 		return r.read(ctx)
 	}
 	if r.used == r.slots {
@@ -220,8 +227,11 @@ func (r *run) decode(ctx context.Context) error {
 // pass runs the next length tokens of every row and frees ids.
 func (r *run) pass(ids *tensors.Tensor, length int) error {
 	defer free(ids)
-	key := programKey{structure: r.structure, batch: r.batch, length: length, slots: r.slots, long: r.long}
+	key := programKey{structure: r.structure, batch: r.batch, length: length, slots: r.slots, long: r.long, tasks: r.tasks != nil}
 	inputs := append(shapesOf(r.arguments), ids.Shape(), r.starts.Shape())
+	if key.tasks {
+		inputs = append(inputs, r.tasks.Shape())
+	}
 	if r.slots > 0 {
 		inputs = append(append(inputs, shapes.Make(dtypes.Int32)), shapesOf(r.cache)...)
 	}
@@ -234,6 +244,9 @@ func (r *run) pass(ids *tensors.Tensor, length int) error {
 		in = append(in, t)
 	}
 	in = append(in, ids, r.starts)
+	if key.tasks {
+		in = append(in, r.tasks)
+	}
 	if r.slots > 0 {
 		in = append(in, int32(r.used))
 	}
@@ -286,7 +299,7 @@ func (r *run) execute(exec *model.Exec, in []any) (out []*tensors.Tensor, err er
 
 // free releases what the run has on the device, which Go's collector does not see.
 func (r *run) free() {
-	free(r.starts, r.next, r.logits)
+	free(r.starts, r.tasks, r.next, r.logits)
 	free(r.cache...)
 }
 
