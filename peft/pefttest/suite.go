@@ -47,6 +47,10 @@ type Suite struct {
 	// Idle lists tensors, by a part of their names, that may have no gradient on the
 	// small batches here: rows of tokens that do not occur, say.
 	Idle []string
+	// Beside is set for a method that keeps tensors in a second file.
+	Beside bool
+	// AnyModel is set for a method whose file fits every model with as many layers of a width.
+	AnyModel bool
 }
 
 // Run checks a method against the behaviours that every method has, numbered as in the
