@@ -12,8 +12,8 @@ cd "$(dirname "$0")"
 # One process: importing torch, transformers and peft costs more than most of the work.
 "$PYTHON" -c '
 import pathlib, sys
-import families, encoders, lora_golden, methods_lora, methods_conv, initial_golden, methods_relatives, methods_orthogonal, embeddings_golden, curves_golden, targets_golden, generate_golden, sampling, combine_golden, quant_golden, ia3
-for part in (families, encoders, lora_golden, methods_lora, methods_conv, initial_golden, methods_relatives, methods_orthogonal, embeddings_golden, curves_golden, targets_golden, generate_golden, sampling, combine_golden, quant_golden, ia3):
+import families, encoders, lora_golden, methods_lora, methods_conv, initial_golden, methods_relatives, methods_orthogonal, embeddings_golden, curves_golden, targets_golden, generate_golden, sampling, combine_golden, quant_golden, ia3, prefixtuning
+for part in (families, encoders, lora_golden, methods_lora, methods_conv, initial_golden, methods_relatives, methods_orthogonal, embeddings_golden, curves_golden, targets_golden, generate_golden, sampling, combine_golden, quant_golden, ia3, prefixtuning):
     part.main(pathlib.Path(sys.argv[1]))
 ' "$OUT"
 
