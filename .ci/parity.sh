@@ -75,7 +75,7 @@ if wants fixtures; then
 fi
 
 suite() {
-  check "$1" TestPythonAdapters TestGoAdapters
+  check "$1" TestPythonAdapters TestPythonPrompts TestGoAdapters
   check "$1" TestGoManaged TestPythonReadsQuantised
   [ -z "$have_assets" ] || check "$1" TestStoriesTraining TestStoriesNF4
 }

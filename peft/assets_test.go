@@ -13,7 +13,9 @@ import (
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/internal/safetensors"
 	"github.com/gopeft/gopeft/lora"
+	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
+	_ "github.com/gopeft/gopeft/prefixtuning"
 	"github.com/gopeft/gopeft/site"
 )
 
@@ -128,19 +130,30 @@ func TestRealConfigs(t *testing.T) {
 		_, err = peft.DryRun(baseOf(t, data), config)
 		require.NoError(t, err, file)
 	}
-	require.Equal(t, map[string]int{"ADALORA": 2, "BOFT": 2, "IA3": 4, "LN_TUNING": 2, "OFT": 2, "TRAINABLE_TOKENS": 1, "LOHA": 2, "LOKR": 2, "LORA": 11, "MISS": 4, "VERA": 2}, parsed)
+	require.Equal(t, map[string]int{"ADALORA": 2, "BOFT": 2, "IA3": 4, "LN_TUNING": 2, "OFT": 2, "TRAINABLE_TOKENS": 1, "LOHA": 2, "LOKR": 2, "LORA": 11, "MISS": 4, "PREFIX_TUNING": 3,
+		"PROMPT_TUNING": 3, "P_TUNING": 1, "VERA": 2}, parsed)
 	require.Equal(t, map[string]int{"LORA": 4}, refused)
 }
 
+// llama3B is the model that the configurations of real adapters are for.
+const llama3B = `{"model_type": "llama", "vocab_size": 128256, "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24,
+	"num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 8192, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5}`
+
 // methods are those of the packages that this test imports.
-var methods = []string{"ADALORA", "BOFT", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "OFT", "TRAINABLE_TOKENS", "VERA"}
+var methods = []string{"ADALORA", "BOFT", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "OFT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "TRAINABLE_TOKENS", "VERA"}
 
 // baseOf is a base that has the targets which a configuration names.
 func baseOf(t *testing.T, config []byte) site.Base {
 	var fields struct {
-		TargetModules peft.Targets `json:"target_modules"`
+		TargetModules    peft.Targets `json:"target_modules"`
+		NumVirtualTokens int          `json:"num_virtual_tokens"`
 	}
 	require.NoError(t, json.Unmarshal(config, &fields))
+	if fields.NumVirtualTokens > 0 { // which the layers of a real model are for
+		b, err := models.NewBlueprint([]byte(llama3B), models.Options{})
+		require.NoError(t, err)
+		return b
+	}
 	base := basetest.Llama(3072, 2, 24, 8, 128, 8192, 128256)
 	names := fields.TargetModules.Names()
 	slices.Sort(names)

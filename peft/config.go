@@ -89,18 +89,22 @@ func Register(peftType string, decode Decoder) {
 
 // packages names the import that registers a method, for the error of one that is not imported.
 var packages = map[string]string{
-	"ADALORA":          "github.com/gopeft/gopeft/lora",
-	"BOFT":             "github.com/gopeft/gopeft/lora",
-	"BOTTLENECK":       "github.com/gopeft/gopeft/adapters",
-	"IA3":              "github.com/gopeft/gopeft/adapters",
-	"LN_TUNING":        "github.com/gopeft/gopeft/adapters",
-	"LOHA":             "github.com/gopeft/gopeft/lora",
-	"LOKR":             "github.com/gopeft/gopeft/lora",
-	"LORA":             "github.com/gopeft/gopeft/lora",
-	"MISS":             "github.com/gopeft/gopeft/lora",
-	"OFT":              "github.com/gopeft/gopeft/lora",
-	"TRAINABLE_TOKENS": "github.com/gopeft/gopeft/adapters",
-	"VERA":             "github.com/gopeft/gopeft/lora",
+	"ADALORA":                 "github.com/gopeft/gopeft/lora",
+	"BOFT":                    "github.com/gopeft/gopeft/lora",
+	"BOTTLENECK":              "github.com/gopeft/gopeft/adapters",
+	"IA3":                     "github.com/gopeft/gopeft/adapters",
+	"LN_TUNING":               "github.com/gopeft/gopeft/adapters",
+	"LOHA":                    "github.com/gopeft/gopeft/lora",
+	"LOKR":                    "github.com/gopeft/gopeft/lora",
+	"LORA":                    "github.com/gopeft/gopeft/lora",
+	"MISS":                    "github.com/gopeft/gopeft/lora",
+	"MULTITASK_PROMPT_TUNING": "github.com/gopeft/gopeft/prefixtuning",
+	"OFT":                     "github.com/gopeft/gopeft/lora",
+	"PREFIX_TUNING":           "github.com/gopeft/gopeft/prefixtuning",
+	"PROMPT_TUNING":           "github.com/gopeft/gopeft/prefixtuning",
+	"P_TUNING":                "github.com/gopeft/gopeft/prefixtuning",
+	"TRAINABLE_TOKENS":        "github.com/gopeft/gopeft/adapters",
+	"VERA":                    "github.com/gopeft/gopeft/lora",
 }
 
 // DecodeConfig reads an adapter_config.json of any registered method.

@@ -38,14 +38,30 @@ def check_file(base, folder):
             problems.append(f"{k}: {found[k].dtype}, wanted float32")
         if found[k].shape != wanted[k].shape:
             problems.append(f"{k}: shape {list(found[k].shape)}, wanted {list(wanted[k].shape)}")
-    model.unload()
+    if not config.is_prompt_learning:
+        model.unload()
     return problems
 
 
 def forward(model, data):
     options = {k: data[k].long() for k in ("attention_mask", "position_ids") if k in data}
+    ids = data["input_ids"].long()
+    if getattr(getattr(model, "active_peft_config", None), "peft_type", None) == "MULTITASK_PROMPT_TUNING":
+        options["task_ids"] = torch.zeros(len(ids), dtype=torch.long)
     with torch.no_grad():
-        return model(input_ids=data["input_ids"].long(), use_cache=False, **options).logits
+        return model(input_ids=ids, use_cache=False, **options).logits[:, -ids.shape[1]:]  # those of virtual tokens come first
+
+
+def encoder_forward(args, data):
+    """The logits with the prompt encoder that Go saved in place of what it makes; None without one."""
+    path = args.adapter / "prompt_encoder.safetensors"
+    if not path.exists():
+        return None
+    config = PeftConfig.from_pretrained(args.adapter)
+    config.inference_mode = False
+    model = get_peft_model(load(args.model), config).eval()
+    model.prompt_encoder["default"].load_state_dict(load_file(path))
+    return forward(model, data)
 
 
 def difference(wanted, data):
@@ -88,6 +104,9 @@ def main():
     wrong, size = difference(adapted, data)
     if moved == 0 and not args.fresh:
         problems.append("the adapter changes nothing (pass --fresh if B is still zero)")
+    encoded = encoder_forward(args, data)
+    if encoded is not None and not torch.allclose(encoded, adapted, rtol=args.tolerance, atol=args.tolerance):
+        problems.append("the prompt encoder gives other logits")
     if not bool((wrong <= args.tolerance * (1 + size)).all()):  # false for NaN too
         problems.append(f"logits differ by up to {wrong.max():.3g}, tolerance {args.tolerance:g}")
     print(f"{args.adapter}: {config['peft_type']} r {config.get('r')}, max difference {wrong.max().item():.3g} (the adapter moves logits by {moved:.3g}, |logits| up to {size.max().item():.3g})")

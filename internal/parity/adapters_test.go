@@ -15,6 +15,7 @@ import (
 	_ "github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
+	_ "github.com/gopeft/gopeft/prefixtuning"
 	"github.com/gopeft/gopeft/train"
 )
 
@@ -72,6 +73,13 @@ var methods = []struct{ name, family, options string }{
 	{"oft_constrained", "llama", `{"peft_type": "OFT", "oft_block_size": 16, "coft": true, "eps": 0.05, "module_dropout": 0.1}`},
 	{"boft", "llama", `{"peft_type": "BOFT", "boft_dropout": 0.1, "target_modules": "all-linear"}`},
 	{"boft_number", "llama_bias", `{"peft_type": "BOFT", "boft_block_size": 0, "boft_block_num": 2, "bias": "all", "target_modules": ["q_proj", "down_proj"]}`},
+	{"prefix", "qwen2", `{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}`},
+	{"prefix_projection", "llama", `{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "prefix_projection": true, "encoder_hidden_size": 24}`},
+	{"prefix_saved", "gpt2", `{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "init_weights": "zero", "modules_to_save": ["ln_f"]}`},
+	{"prompt", "gemma2", `{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "prompt_tuning_init": "SAMPLE_VOCAB"}`},
+	{"p_tuning", "llama", `{"peft_type": "P_TUNING", "num_virtual_tokens": 4, "encoder_hidden_size": 16}`},
+	{"p_tuning_lstm", "qwen3", `{"peft_type": "P_TUNING", "num_virtual_tokens": 4, "encoder_reparameterization_type": "LSTM", "encoder_num_layers": 2, "encoder_dropout": 0.1}`},
+	{"multitask", "llama_bias", `{"peft_type": "MULTITASK_PROMPT_TUNING", "num_virtual_tokens": 4, "num_ranks": 2}`},
 	{"vera", "llama_tied", `{"peft_type": "VERA", "r": 16, "vera_dropout": 0.1, "projection_prng_key": 7, "target_modules": "all-linear"}`},
 }
 
@@ -120,6 +128,9 @@ func makeAdapter(t *testing.T, q *questions, out, family string, options []byte)
 	writeAnswer(t, answer, ids, logits)
 	q.ask(t, "check_adapter", folder, adapter, answer)
 
+	if pm.VirtualTokens() > 0 { // which are nothing that could be merged
+		return
+	}
 	_, err = pm.MergeAndUnload(t.Context(), merged)
 	require.NoError(t, err)
 	// Merged weights that are stored in half precision are rounded, so they do not give the
@@ -222,4 +233,36 @@ func TestPythonAdapters(t *testing.T) {
 			require.Equal(t, compared, len(got.Gradients))
 		})
 	}
+}
+
+// TestPythonPrompts: the same of prefixes and prompts, with what peft does not save lying beside.
+func TestPythonPrompts(t *testing.T) {
+	golden := need(t, envGolden)
+	infos, err := filepath.Glob(filepath.Join(golden, "prefixtuning", "*", "info.json"))
+	require.NoError(t, err)
+	compared := 0
+	for _, path := range infos {
+		g := struct {
+			basetest.Golden
+			Sequence bool
+		}{Golden: basetest.Golden{Dir: filepath.Dir(path)}}
+		readJSON(t, path, &g)
+		name := filepath.Base(g.Dir)
+		if g.Sequence || strings.HasSuffix(name, "-multitask") { // which the tests of package prefixtuning run
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			g.File, err = safetensors.Open(filepath.Join(g.Dir, "golden.safetensors"))
+			require.NoError(t, err)
+			defer g.File.Close()
+			pm, err := peft.LoadAdapter(basetest.Load(t, filepath.Join(golden, g.Model)), g.Dir)
+			require.NoError(t, err)
+			require.Equal(t, g.Printed, pm.TrainableParameters().String())
+			ids := g.Tensor(t, "plain_ids")
+			got := basetest.Evaluate(t, pm, ids, ids)
+			basetest.RequireClose(t, basetest.Flat(t, g.Tensor(t, "plain_logits")), got.Logits, 1e-4, "logits")
+			compared++
+		})
+	}
+	require.Greater(t, compared, 15)
 }
