@@ -5,7 +5,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gopeft/gopeft/adapters"
 	"github.com/gopeft/gopeft/lora"
+	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
 )
 
@@ -39,4 +41,24 @@ func TestModulesToSave(t *testing.T) {
 		_, err := peft.GetPeftModel(base, c.config)
 		require.ErrorContains(t, err, c.want)
 	}
+}
+
+// Of several adapters of a classifier one has the head; the others leave it alone.
+func TestTogetherOnAClassifier(t *testing.T) {
+	base, err := models.LoadClassifier(t.Context(), "../internal/golden/testdata/encoders/bert_sequence", models.ClassifierOptions{Options: models.Options{Backend: "go"}})
+	require.NoError(t, err)
+	defer base.Close()
+	config := lora.LoraConfig{R: 2, TargetModules: peft.Modules("query")}
+	pm, err := peft.GetPeftModel(base, config, peft.Options{Name: "task"})
+	require.NoError(t, err)
+	require.NoError(t, pm.AddAdapter(adapters.Pfeiffer(), peft.Options{Name: "too"}))
+	_, err = pm.With("task", "too")
+	require.ErrorContains(t, err, `adapters "task" and "too" both replace "classifier`)
+
+	domain := adapters.Pfeiffer()
+	domain.TaskType = "FEATURE_EXTRACTION"
+	require.NoError(t, pm.AddAdapter(domain, peft.Options{Name: "domain"}))
+	both, err := pm.With("domain", "task")
+	require.NoError(t, err)
+	require.Equal(t, []string{"domain", "task"}, both.Active())
 }
