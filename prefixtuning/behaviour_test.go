@@ -94,7 +94,7 @@ func TestPlaces(t *testing.T) {
 	for _, name := range []string{"llama", "gpt2", "mistral", "gemma3_text", "opt"} {
 		for method, config := range methods(3) {
 			t.Run(name+"/"+method, func(t *testing.T) {
-				backendtest.Sample(t, 5)
+				backendtest.Sample(t, 12)
 				pm := attach(t, family(t, name), config)
 				scores := func(p placed) func(r, i int) []float32 {
 					flat := run(t, pm, input{ids: tensors.FromValue(p.ids), positions: tensors.FromValue(p.positions), segments: tensors.FromValue(p.segments)}).scores
@@ -256,7 +256,7 @@ func TestGenerates(t *testing.T) {
 		defer base.Close()
 		for name, c := range methods(5) {
 			t.Run(arch+"/"+name, func(t *testing.T) {
-				backendtest.Sample(t, 5)
+				backendtest.Sample(t, 10)
 				pm := attach(t, base, c)
 				prompts := [][]int32{long(5), long(1), long(600)}
 				generator, err := models.NewGenerator(pm)
@@ -389,6 +389,7 @@ func fit(t *testing.T, pm *peft.PeftModel, steps int, resume string) (dir string
 func TestBFloat16(t *testing.T) {
 	for name, c := range methods(3) {
 		t.Run(name, func(t *testing.T) {
+			backendtest.Sample(t, 3)
 			dir := fixture(t, "families", "llama")
 			half, err := models.Load(t.Context(), dir, models.Options{On: backendtest.Open(t), DType: dtypes.BFloat16})
 			require.NoError(t, err)

@@ -89,7 +89,7 @@ func TestGolden(t *testing.T) {
 	require.NotEmpty(t, dirs)
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			backendtest.Sample(t, 4)
+			backendtest.Sample(t, 6)
 			g := openGolden(t, dir)
 			pm, err := peft.LoadAdapter(g.base(t), dir)
 			require.NoError(t, err)
