@@ -88,7 +88,7 @@ if wants xla && [ -n "$PLUGIN" ]; then
   suite "xla:$PLUGIN"
   if [ -n "$smollm2" ] && [ -n "$have_assets" ]; then
     stage "a real chat model: XLA:CPU"
-    check "xla:$PLUGIN" TestSmolLM2 TestSmolLM2NF4
+    check "xla:$PLUGIN" TestSmolLM2 TestSmolLM2NF4 TestSmolLM2NF4Loss
   fi
 fi
 

@@ -14,6 +14,7 @@ import (
 	"github.com/gopeft/gopeft/internal/backend/backendtest"
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/quant"
 )
 
 // recurrent has two weights in one scope and uses both at every step.
@@ -60,7 +61,12 @@ func TestWrappedNames(t *testing.T) {
 
 // A wrapped model runs in several views, on inputs of several shapes, side by side.
 func TestWrappedConcurrently(t *testing.T) {
-	base := wrap(t, recurrent, float32s(1, 3, 4))
+	quantised, decoded := quantisedPair(t, foreign{fn: recurrent, input: float32s(1, 3, 4)}, quant.NF4{})
+	t.Run("plain", func(t *testing.T) { concurrently(t, decoded) })
+	t.Run("quantised", func(t *testing.T) { concurrently(t, quantised) })
+}
+
+func concurrently(t *testing.T, base *peft.WrappedModel) {
 	pm := attachRandom(t, base, peft.AllLinear)
 	require.NoError(t, pm.AddAdapter(lora.LoraConfig{R: 3, TargetModules: peft.Modules("w_ih"), InitLoraWeights: lora.InitRandom}, peft.Options{Name: "second"}))
 	views := []*peft.PeftModel{nil, pm, must(pm.With("second")), must(pm.With(peft.DefaultAdapter, "second")), must(pm.With())}

@@ -1,6 +1,6 @@
 """Runs checks of internal/golden, many in one process.
 
-    check.py < LINES     a line is a JSON list: ["check_adapter", ARGUMENT...], or check_merged or check_quantised
+    check.py < LINES     a line is a JSON list: ["check_adapter", ARGUMENT...], or check_merged, check_quantised or check_nf4_loss
 
 All are run; the exit code is 1 if one failed or there was none.
 """
@@ -12,9 +12,11 @@ import traceback
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "golden"))
 import check_adapter
 import check_merged
+import check_nf4_loss
 import check_quantised
 
-PROGRAMS = {"check_adapter": check_adapter.main, "check_merged": check_merged.main, "check_quantised": check_quantised.main}
+PROGRAMS = {"check_adapter": check_adapter.main, "check_merged": check_merged.main, "check_quantised": check_quantised.main,
+            "check_nf4_loss": check_nf4_loss.main}
 
 
 def check(name, arguments):
