@@ -3,6 +3,7 @@ package train
 import (
 	"fmt"
 	"slices"
+	"sync"
 )
 
 // minBucket is the shortest length that batches are padded to by default.
@@ -87,4 +88,22 @@ func numberSegments(e Example, positions, segments []int32) {
 			positions[i], segments[i] = int32(i-start), int32(s+1)
 		}
 	}
+}
+
+// within returns the data set with no bucket longer than limit but where its rows are.
+func (d *Dataset) within(limit int) *Dataset {
+	if d.arrays != nil || d.buckets[len(d.buckets)-1] <= limit {
+		return d
+	}
+	for _, e := range d.examples {
+		limit = max(limit, len(e.IDs)) // packed rows may be longer than positions
+	}
+	i, _ := slices.BinarySearch(d.buckets, limit)
+	if i == len(d.buckets) {
+		return d
+	}
+	out := *d
+	out.buckets = append(slices.Clone(d.buckets[:i]), limit)
+	out.hash = sync.OnceValue(out.contentHash)
+	return &out
 }

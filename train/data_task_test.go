@@ -66,3 +66,21 @@ func TestTaskErrors(t *testing.T) {
 	_, err = LoadFile(path, wordTokenizer{}, DataOptions{TaskField: "task_id"})
 	require.ErrorContains(t, err, "plain text has no fields")
 }
+
+// Padding leaves positions that virtual tokens need.
+func TestBucketsWithin(t *testing.T) {
+	var examples []Example
+	for _, n := range []int{3, 70, 33} {
+		ids := make([]int32, n)
+		examples = append(examples, Example{IDs: ids, Labels: ids})
+	}
+	data, err := NewDataset(examples)
+	require.NoError(t, err)
+	require.Equal(t, []int{72}, data.buckets)
+	require.Same(t, data, data.within(72))
+	cut := data.within(71)
+	require.Equal(t, []int{71}, cut.buckets)
+	require.NotEqual(t, data.hash(), cut.hash())
+	require.Equal(t, []int{72}, data.buckets)
+	require.Equal(t, []int{70}, data.within(5).buckets)
+}

@@ -72,7 +72,19 @@ func NewTrainer(pm *peft.PeftModel, data *Dataset, args Arguments) (*Trainer, er
 			return nil, fmt.Errorf("train: %s: %w", name, err)
 		}
 	}
+	t.data, t.args.EvalDataset = t.withRoom(t.data), t.withRoom(t.args.EvalDataset)
 	return t, nil
+}
+
+// withRoom leaves room for virtual tokens where padding would take their positions. The
+// examples fit, see checkTokens.
+func (t *Trainer) withRoom(d *Dataset) *Dataset {
+	base, ok := t.stepper.base.(tokenBase)
+	virtual := t.pm.VirtualTokens()
+	if d == nil || !ok || virtual == 0 || base.MaxPositions() <= 0 {
+		return d
+	}
+	return d.within(base.MaxPositions() - virtual)
 }
 
 // plan computes the number of steps and the schedule.
@@ -177,6 +189,7 @@ func (t *Trainer) Measure(ctx context.Context, data *Dataset) (Evaluation, error
 	if err := errors.Join(t.checkTask(data), t.checkTokens(data)); err != nil {
 		return Evaluation{}, fmt.Errorf("train: evaluation: %w", err)
 	}
+	data = t.withRoom(data)
 	values, err := t.pm.Arguments()
 	if err == nil {
 		err = toDevice(t.pm.Base().Backend(), values)
