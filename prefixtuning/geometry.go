@@ -54,15 +54,11 @@ func (g geometry) transformer(base site.Base) (site.Transformer, error) {
 	return t, nil
 }
 
-// settle fills in the sizes that the base decides. want is what they must be; also are values
-// of them that other libraries write for the same.
-func (g geometry) settle(width, heads, layers int, also ...[2]int) error {
-	type pair = [2]Size
-	given := pair{*g.width, *g.heads}
-	for _, p := range also {
-		if given == (pair{Size(p[0]), Size(p[1])}) {
-			*g.width, *g.heads = 0, 0
-		}
+// settle fills in the sizes that the base decides, or checks them. A width and heads of queries
+// in place of those of keys are what users of peft write for grouped queries, as it replaces them.
+func (g geometry) settle(width, heads, layers, queryWidth, queryHeads int) error {
+	if (*g.width == 0 || *g.width == Size(queryWidth)) && (*g.heads == 0 || *g.heads == Size(queryHeads)) {
+		*g.width, *g.heads = 0, 0
 	}
 	for _, s := range []struct {
 		name string

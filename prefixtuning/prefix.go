@@ -107,8 +107,7 @@ func (c PrefixTuningConfig) attach(base site.Base) (peft.Adapter, error) {
 		return nil, err
 	}
 	layers := t.Layers()
-	hidden := layers[0].Attention.Out
-	if err := c.geometry().settle(heads*size, heads, len(layers), [2]int{hidden, layers[0].Heads}); err != nil {
+	if err := c.geometry().settle(heads*size, heads, len(layers), layers[0].Attention.Out, layers[0].Heads); err != nil {
 		return nil, err
 	}
 	a := &prefix{config: c, layers: len(layers), heads: heads, size: size}

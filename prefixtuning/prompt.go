@@ -171,7 +171,8 @@ func (g geometry) prompted(base site.Base) (site.Transformer, error) {
 		return nil, err
 	}
 	layers := t.Layers()
-	return t, g.settle(t.Words().Out, layers[0].Heads, len(layers))
+	width, heads := t.Words().Out, layers[0].Heads
+	return t, g.settle(width, heads, len(layers), width, heads)
 }
 
 // prompt are embeddings of virtual tokens planned on a base.
