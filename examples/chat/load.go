@@ -12,6 +12,7 @@ import (
 	_ "github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
+	_ "github.com/gopeft/gopeft/prefixtuning"
 	"github.com/gopeft/gopeft/quant"
 )
 
