@@ -1,12 +1,15 @@
 // Command classify trains a classifier of bank customers' questions, the 77 intents of
-// banking77, on a pre-trained encoder: LoRA on query and value, and a new head.
+// banking77, on a pre-trained encoder, by several methods side by side: LoRA on query and
+// value, Pfeiffer's bottleneck adapters and prefix tuning, each with the same new head, data,
+// seed and epochs.
 //
 //	go run ./examples/classify -model path/to/all-MiniLM-L6-v2 -data path/to/banking77
+//	go run ./examples/classify -methods pfeiffer -rows 1000 -epochs 10
 //
-// It prints the accuracy on the test file before and after, the seconds that the
-// training took, and what the trained model says of three questions. The adapter, with
-// the head in it, loads in Python's peft; internal/parity/banking77.py is the same
-// training there.
+// It prints a table of what is trained, the size of the adapter's folder, the seconds of the
+// training, and loss and accuracy on the test file, and then what the most accurate says of
+// three questions. Folders, with the head in them, are one for each method. Of LoRA
+// internal/parity/banking77.py is the same training in Python's peft.
 package main
 
 import (
@@ -18,12 +21,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
-	"time"
 
-	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
-	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/train"
 )
 
@@ -40,28 +41,37 @@ func main() {
 // options are the flags.
 type options struct {
 	model, data, out, backend string
+	methods                   []string
 	rows, testRows            int
-	epochs, lr                float64
-	batch, seq, r             int
+	epochs                    float64
+	rates                     map[string]*float64 // by method
+	batch, seq                int
+	r, reduction, virtual     int
 	seed                      uint64
 }
 
 func parse(args []string, w io.Writer) (options, error) {
-	var o options
+	o := options{rates: map[string]*float64{}}
+	chosen := ""
 	f := flag.NewFlagSet("classify", flag.ContinueOnError)
 	f.SetOutput(w)
 	f.StringVar(&o.model, "model", os.Getenv("GOPEFT_MINILM"), "an encoder's Hugging Face folder or hub id (default: $GOPEFT_MINILM)")
 	f.StringVar(&o.data, "data", filepath.Join(os.Getenv("GOPEFT_ASSETS"), "banking77"), "a folder with train.csv and test.csv, of a text and a label or category")
-	f.StringVar(&o.out, "out", "results/classify", "folder for adapter, log and plot")
+	f.StringVar(&o.out, "out", "results/classify", "folder for the adapters, logs and plots, one for each method")
 	f.StringVar(&o.backend, "backend", "", "go, xla:cpu, xla:cuda, ... (default: GOMLX_BACKEND, else the best installed)")
+	f.StringVar(&chosen, "methods", strings.Join(methodNames(), ","), "what to train, one after the other")
 	f.IntVar(&o.rows, "rows", 0, "train on so many rows, drawn at random (default: all)")
 	f.IntVar(&o.testRows, "test-rows", 0, "test on so many rows, drawn at random (default: all)")
 	f.Float64Var(&o.epochs, "epochs", 3, "passes through the data")
-	f.Float64Var(&o.lr, "lr", 2e-3, "learning rate")
+	for _, m := range methods {
+		o.rates[m.name] = f.Float64(m.name+"-lr", m.rate, "learning rate of "+m.title)
+	}
 	f.IntVar(&o.batch, "batch", 32, "rows of a batch")
 	f.IntVar(&o.seq, "seq", 64, "longest text in tokens")
 	f.IntVar(&o.r, "r", 8, "LoRA rank")
-	f.Uint64Var(&o.seed, "seed", 1, "seed of head, adapter, subset and order")
+	f.IntVar(&o.reduction, "reduction", 16, "features of the encoder for each of the Pfeiffer adapters' bottleneck")
+	f.IntVar(&o.virtual, "virtual-tokens", 20, "length of the prefix of prefix tuning")
+	f.Uint64Var(&o.seed, "seed", 1, "seed of head, adapters, subset and order")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -71,10 +81,16 @@ func parse(args []string, w io.Writer) (options, error) {
 	if o.model == "" {
 		return o, errors.New("which model? give -model or set GOPEFT_MINILM")
 	}
+	for name := range strings.SplitSeq(chosen, ",") {
+		if !slices.Contains(methodNames(), name) || slices.Contains(o.methods, name) {
+			return o, fmt.Errorf("-methods %s: %q is unknown, or there twice; want some of %s", chosen, name, strings.Join(methodNames(), ", "))
+		}
+		o.methods = append(o.methods, name)
+	}
 	return o, nil
 }
 
-// run is the program: load, attach, train, test, save.
+// run is the program: load, train and test by each method, compare.
 func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	o, err := parse(args, progress)
 	if err != nil {
@@ -92,55 +108,15 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	}
 	defer base.Close()
 	fmt.Fprintf(out, "%d classes; new parameters: %s\n", len(classes), strings.Join(base.LoadReport().New, ", "))
-
-	data, err := o.load(base, "train.csv", classes, o.rows)
-	if err != nil {
+	t := trial{options: o, base: base, out: out, progress: progress}
+	if t.train, err = o.load(base, "train.csv", classes, o.rows); err != nil {
 		return err
 	}
-	test, err := o.load(base, "test.csv", classes, o.testRows)
-	if err != nil {
+	if t.test, err = o.load(base, "test.csv", classes, o.testRows); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "train: %s\ntest:  %s\n", data.Report(), test.Report())
-
-	pm, err := peft.GetPeftModel(base, lora.LoraConfig{
-		R: o.r, LoraAlpha: float64(2 * o.r), LoraDropout: 0.1, TargetModules: peft.Modules("query", "value"),
-	}, peft.Options{Seed: o.seed})
-	if err != nil {
-		return err
-	}
-	fmt.Fprintln(out, pm.TrainableParameters())
-	trainer, err := train.NewTrainer(pm, data, train.Arguments{
-		OutputDir: o.out, NumTrainEpochs: o.epochs, PerDeviceTrainBatchSize: o.batch, PerDeviceEvalBatchSize: 2 * o.batch,
-		LearningRate: o.lr, GroupByLength: true, SaveStrategy: train.SaveNo, Seed: o.seed, Progress: progress,
-	})
-	if err != nil {
-		return err
-	}
-	defer trainer.Close()
-	before, err := trainer.Measure(ctx, test)
-	if err != nil {
-		return err
-	}
-	result, err := trainer.Train(ctx)
-	if err != nil {
-		return err
-	}
-	start := time.Now()
-	after, err := trainer.Measure(ctx, test)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(out, "steps %d, train loss %.4f, train seconds %.1f, test seconds %.1f\n",
-		result.GlobalStep, result.TrainingLoss, result.Seconds, time.Since(start).Seconds())
-	fmt.Fprintf(out, "test loss before=%.4f after=%.4f\naccuracy before=%.4f after=%.4f\n", before.Loss, after.Loss, before.Accuracy, after.Accuracy)
-
-	adapter := filepath.Join(o.out, "adapter")
-	if err := pm.SavePretrained(adapter); err != nil {
-		return err
-	}
-	fmt.Fprintf(out, "adapter %s\n", adapter)
-	return show(ctx, pm, out)
+	fmt.Fprintf(out, "train: %s\ntest:  %s\n\n", t.train.Report(), t.test.Report())
+	return t.run(ctx)
 }
 
 // load reads a file, and draws rows from it if that is asked for.
@@ -151,21 +127,4 @@ func (o options) load(base *models.Classifier, name string, classes []string, ro
 	}
 	_, d, err = d.Split(float64(rows)/float64(d.Len()), o.seed)
 	return d, err
-}
-
-// show classifies questions that are in no file.
-func show(ctx context.Context, view models.ClassifierView, out io.Writer) error {
-	questions := []string{
-		"My card has not come in the mail, where is it?",
-		"Why was I charged twice for the same coffee?",
-		"How do I change the secret number of my card?",
-	}
-	answers, err := models.Predict(ctx, view, questions)
-	if err != nil {
-		return err
-	}
-	for i, a := range answers {
-		fmt.Fprintf(out, "%-50s %s (%.0f %%)\n", questions[i], a.Label, 100*a.Probability)
-	}
-	return nil
 }
