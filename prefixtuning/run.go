@@ -25,7 +25,7 @@ func run(on compute.Backend, in []*tensors.Tensor, build func(in []*graph.Node) 
 		for i, t := range in {
 			arguments[i] = t
 		}
-		out, err := exec.Exec(arguments...)
+		out, err := exec.Call(arguments...)
 		if err != nil {
 			return err
 		}
