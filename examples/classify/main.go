@@ -7,9 +7,9 @@
 //	go run ./examples/classify -methods pfeiffer -rows 1000 -epochs 10
 //
 // It prints a table of what is trained, the size of the adapter's folder, the seconds of the
-// training, and loss and accuracy on the test file, and then what the most accurate says of
-// three questions. Folders, with the head in them, are one for each method. Of LoRA
-// internal/parity/banking77.py is the same training in Python's peft.
+// training with what it compiled, and loss and accuracy on the test file, and then what the
+// most accurate says of three questions. Each method has a folder, with the trained head in
+// it. With -lora-lr 2e-3 LoRA's is the training of internal/parity/banking77.py in Python.
 package main
 
 import (

@@ -15,15 +15,15 @@ type method struct {
 }
 
 var methods = []method{
-	{"lora", "LoRA", 2e-3, func(o options) peft.Config {
+	{"lora", "LoRA", 4e-3, func(o options) peft.Config {
 		return lora.LoraConfig{R: o.r, LoraAlpha: float64(2 * o.r), LoraDropout: 0.1, TargetModules: peft.Modules("query", "value")}
 	}},
-	{"pfeiffer", "Pfeiffer adapters", 2e-3, func(o options) peft.Config {
+	{"pfeiffer", "Pfeiffer adapters", 4e-3, func(o options) peft.Config {
 		config := adapters.Pfeiffer()
 		config.ReductionFactor.Default = float64(o.reduction)
 		return config
 	}},
-	{"prefix", "prefix tuning", 1e-2, func(o options) peft.Config {
+	{"prefix", "prefix tuning", 2e-2, func(o options) peft.Config {
 		return prefixtuning.PrefixTuningConfig{NumVirtualTokens: o.virtual}
 	}},
 }
