@@ -17,6 +17,8 @@ import (
 const (
 	adapterConfig  = "adapter_config.json"
 	adapterWeights = "adapter_model.safetensors"
+	// adapterEncoder holds the network of some adapters, see peft.Param.Beside.
+	adapterEncoder = "prompt_encoder.safetensors"
 	modelConfig    = "config.json"
 )
 
@@ -57,6 +59,9 @@ func (s *settings) wanted(listing []string) ([]string, error) {
 	}
 	if adapter {
 		files = append(files, adapterWeights)
+		if has(adapterEncoder) {
+			files = append(files, adapterEncoder)
+		}
 	}
 	if !single && !has(safetensors.IndexName) && !adapter {
 		return nil, fmt.Errorf("the repository has none of %s, %s and %s (weight files it has: %s): %w",

@@ -76,7 +76,8 @@ type Progress struct {
 
 // Resolve returns the folder of a model or an adapter, with config.json and
 // model.safetensors (or its index and shards), or adapter_config.json and
-// adapter_model.safetensors, and the tokenizer's files if there are any.
+// adapter_model.safetensors (with prompt_encoder.safetensors, if there is one), and the
+// tokenizer's files if there are any.
 //
 // nameOrPath is a path if it is absolute, starts with "." or "~/", or names
 // an existing folder, which is returned as it is, unchecked. Otherwise it is a

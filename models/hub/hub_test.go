@@ -106,7 +106,9 @@ func TestDownload(t *testing.T) {
 
 func TestDownloadShardsAndAdapters(t *testing.T) {
 	adapter := map[string][]byte{"adapter_config.json": []byte(`{}`), "adapter_model.safetensors": []byte("x"), "chat_template.jinja": []byte("{{ x }}")}
-	for name, files := range map[string]map[string][]byte{"shards": shardedModel(), "adapter": adapter} {
+	network := maps.Clone(adapter)
+	network["prompt_encoder.safetensors"] = []byte("y")
+	for name, files := range map[string]map[string][]byte{"shards": shardedModel(), "adapter": adapter, "adapter with a network": network} {
 		t.Run(name, func(t *testing.T) {
 			h := newFakeHub(t, maps.Clone(files))
 			h.files["pytorch_model.bin"] = []byte("not wanted")
