@@ -5,7 +5,6 @@ import (
 	"math"
 	"math/rand/v2"
 
-	"github.com/gomlx/compute"
 	"github.com/gomlx/gomlx/core/graph"
 
 	"github.com/gopeft/gopeft/internal/graphx"
@@ -41,11 +40,10 @@ type network struct {
 	rows, features int // of what it makes
 	tensors        []peft.Param
 	build          func(value func(name string) *graph.Node, p *site.Pass) *graph.Node
-	backend        compute.Backend
 }
 
-func newNetwork(rows, width, features int, backend compute.Backend) *network {
-	n := &network{rows: rows, features: features, backend: backend}
+func newNetwork(rows, width, features int) *network {
+	n := &network{rows: rows, features: features}
 	n.add("embedding.weight", normal, rows, width)
 	return n
 }
@@ -101,7 +99,8 @@ func (n *network) fileForm(value func(name string) []float32) (peft.Config, []pe
 	return nil, list, nil
 }
 
-// compute runs the network alone.
+// compute runs the network alone, on the Go backend: the products of CUDA's are rounded to TF32,
+// and a file must mean the same wherever it is written and read.
 func (n *network) compute(value func(name string) []float32) (rows []float32, err error) {
 	layout, err := peft.NewLayout(n.tensors)
 	if err != nil {
@@ -115,7 +114,7 @@ func (n *network) compute(value func(name string) []float32) (rows []float32, er
 	if err != nil {
 		return nil, err
 	}
-	return run(n.backend, arguments, func(in []*graph.Node) *graph.Node { return n.encode(layout.Bind(in), nil) })
+	return run(arguments, func(in []*graph.Node) *graph.Node { return n.encode(layout.Bind(in), nil) })
 }
 
 func normal(r *rand.Rand, values []float32) error {

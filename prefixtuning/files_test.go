@@ -10,6 +10,7 @@ import (
 
 	"github.com/gopeft/gopeft/internal/basetest"
 	"github.com/gopeft/gopeft/internal/safetensors"
+	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/prefixtuning"
 )
@@ -41,6 +42,35 @@ func TestSecondFile(t *testing.T) {
 		"embedding.weight": {3, 16}, "transform.0.weight": {8, 16}, "transform.0.bias": {8}, "transform.2.weight": {64, 8}, "transform.2.bias": {64},
 	}, shapes)
 	require.Equal(t, []int{3, 64}, readAll(t, filepath.Join(dir, mainFile))["prompt_embeddings"].shape)
+}
+
+// What a network makes for the file does not depend on the base's backend, which may round its
+// products: a base without one gives the same bits.
+func TestNetworkOnHost(t *testing.T) {
+	base := family(t, "llama")
+	config, err := os.ReadFile(filepath.Join(fixture(t, "families", "llama"), "config.json"))
+	require.NoError(t, err)
+	blueprint, err := models.NewBlueprint(config)
+	require.NoError(t, err)
+	require.Nil(t, blueprint.Backend())
+	for name, c := range map[string]peft.Config{
+		"projection": projected,
+		"MLP":        prefixtuning.PromptEncoderConfig{NumVirtualTokens: 3},
+		"LSTM":       prefixtuning.PromptEncoderConfig{NumVirtualTokens: 3, EncoderReparameterizationType: prefixtuning.LSTM},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pm := attach(t, base, c)
+			values, err := pm.TensorValues(peft.DefaultAdapter)
+			require.NoError(t, err)
+			plan, err := c.Attach(blueprint)
+			require.NoError(t, err)
+			_, made, err := plan.(peft.FileForm).FileForm(func(name string) []float32 { return values[name] })
+			require.NoError(t, err)
+			saved, err := pm.FileTensors(peft.DefaultAdapter)
+			require.NoError(t, err)
+			require.Equal(t, saved, made)
+		})
+	}
 }
 
 // A second file that is not of the first is an error; without it the prefix is used, and

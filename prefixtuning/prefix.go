@@ -119,14 +119,14 @@ func (c PrefixTuningConfig) attach(base site.Base) (peft.Adapter, error) {
 		}
 		a.encoder = table{rows, features, init}
 	} else {
-		a.encoder = projection(rows, int(c.TokenDim), int(c.EncoderHiddenSize), features, c.InitWeights == InitZero, base)
+		a.encoder = projection(rows, int(c.TokenDim), int(c.EncoderHiddenSize), features, c.InitWeights == InitZero)
 	}
 	return a, nil
 }
 
 // projection is the network of prefix tuning: Embedding, Linear, Tanh, Linear.
-func projection(rows, width, hidden, features int, zero bool, base site.Base) *network {
-	n := newNetwork(rows, width, features, base.Backend())
+func projection(rows, width, hidden, features int, zero bool) *network {
+	n := newNetwork(rows, width, features)
 	n.linear("transform.0", width, hidden)
 	if zero {
 		n.add("transform.2.weight", nil, features, hidden)

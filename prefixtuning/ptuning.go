@@ -133,17 +133,17 @@ func (c PromptEncoderConfig) attach(base site.Base) (peft.Adapter, error) {
 	case c.Reading() && !c.Besides():
 		a.encoder = table{c.NumVirtualTokens, int(c.TokenDim), normal}
 	case c.EncoderReparameterizationType == LSTM:
-		a.encoder = c.lstm(base)
+		a.encoder = c.lstm()
 	default:
-		a.encoder = c.mlp(base)
+		a.encoder = c.mlp()
 	}
 	return a, nil
 }
 
 // mlp is Embedding, Linear, ReLU, Linear, ReLU, Linear.
-func (c PromptEncoderConfig) mlp(base site.Base) *network {
+func (c PromptEncoderConfig) mlp() *network {
 	width, hidden := int(c.TokenDim), int(c.EncoderHiddenSize)
-	n := newNetwork(c.NumVirtualTokens, width, width, base.Backend())
+	n := newNetwork(c.NumVirtualTokens, width, width)
 	n.linear("mlp_head.0", width, hidden)
 	n.linear("mlp_head.2", hidden, hidden)
 	n.linear("mlp_head.4", hidden, width)
@@ -155,9 +155,9 @@ func (c PromptEncoderConfig) mlp(base site.Base) *network {
 }
 
 // lstm is Embedding, LSTM, Linear, ReLU, Linear.
-func (c PromptEncoderConfig) lstm(base site.Base) *network {
+func (c PromptEncoderConfig) lstm() *network {
 	width, hidden, layers := int(c.TokenDim), int(c.EncoderHiddenSize), c.EncoderNumLayers
-	n := newNetwork(c.NumVirtualTokens, width, width, base.Backend())
+	n := newNetwork(c.NumVirtualTokens, width, width)
 	init := uniform(1 / math.Sqrt(float64(hidden)))
 	for layer := range layers {
 		in := width

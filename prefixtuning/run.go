@@ -3,18 +3,20 @@ package prefixtuning
 import (
 	"errors"
 
-	"github.com/gomlx/compute"
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 
+	"github.com/gopeft/gopeft/internal/backend"
 	"github.com/gopeft/gopeft/internal/graphx"
 )
 
-// run builds a small program, runs it once and returns its float32 outcome.
-func run(on compute.Backend, in []*tensors.Tensor, build func(in []*graph.Node) *graph.Node) (values []float32, err error) {
-	if on == nil {
-		return nil, errors.New("the base has no backend")
+// run builds a small program, runs it once on the host and returns its float32 outcome.
+func run(in []*tensors.Tensor, build func(in []*graph.Node) *graph.Node) (values []float32, err error) {
+	on, err := backend.Open("go")
+	if err != nil {
+		return nil, err
 	}
+	defer on.Finalize()
 	err = graphx.Try(func() error {
 		exec, err := graph.NewExec(on, build)
 		if err != nil {
