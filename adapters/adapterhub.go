@@ -95,6 +95,8 @@ type hubAdapter struct {
 	config BottleneckConfig
 	// values are those of all tensors by their names here.
 	values map[string][]float32
+	// wholeHead is true where the folder must have all of the head.
+	wholeHead bool
 }
 
 func openHub(base site.Base, dir string, options []HubOptions) (*hubAdapter, error) {
@@ -164,6 +166,9 @@ func (f *hubAdapter) readTensors(base site.Base, dir, hubName string, family hub
 		if f.values[p.Name] != nil {
 			continue
 		}
+		if f.wholeHead {
+			return fmt.Errorf("%s has no tensor for %q (HubOptions.WithoutHead leaves the head out)", hubHeadWeights, p.Name)
+		}
 		if f.values[p.Name], err = peft.BaseValues(base, site.Parameter{Name: p.Name, Shape: p.Shape}); err != nil {
 			return err
 		}
@@ -177,7 +182,11 @@ func readAll(dir string, file *safetensors.File, params []peft.Param, keys map[s
 	var report peft.LoadReport
 	found := map[string]string{} // the name in the file of a key
 	for _, name := range file.Names() {
-		found[legacyKey(name)] = name
+		key := legacyKey(name)
+		if other, ok := found[key]; ok {
+			return fmt.Errorf("%s has both %q and %q, an old and a new name of one tensor", hubWeightsFile, other, name)
+		}
+		found[key] = name
 	}
 	for _, p := range params {
 		for i, key := range keys[p.Name] {

@@ -102,7 +102,7 @@ func decodeHubConfig(data json.RawMessage) (c BottleneckConfig, err error) {
 	}
 	common, err := peft.DecodeFields(data, &c)
 	if err != nil {
-		return c, err
+		return c, fmt.Errorf("config: %w", errors.Unwrap(err)) // the file's name comes before all of these
 	}
 	if !c.MhAdapter && !c.OutputAdapter {
 		return c, errors.New("config: neither mh_adapter nor output_adapter")

@@ -165,6 +165,7 @@ func (h *flexHead) modules(base site.Base) ([]string, error) {
 // takeHead makes the modules of the head part of the adapter, and its tensors values. Of a
 // language model it leaves what is the base's own.
 func (f *hubAdapter) takeHead(base site.Base, file *safetensors.File, renamed func(string) string) error {
+	f.wholeHead = f.config.TaskType == "SEQ_CLS" || f.config.TaskType == "TOKEN_CLS"
 	shapes := map[string][]int{}
 	stored := map[string]string{}
 	for _, p := range base.Parameters() {
@@ -192,7 +193,7 @@ func (f *hubAdapter) takeHead(base site.Base, file *safetensors.File, renamed fu
 		if err := allFinite(key, values); err != nil {
 			return err
 		}
-		if f.config.TaskType != "SEQ_CLS" && f.config.TaskType != "TOKEN_CLS" {
+		if !f.wholeHead {
 			own, err := peft.BaseValues(base, site.Parameter{Name: stored[name], Shape: shape})
 			if err != nil {
 				return err

@@ -248,7 +248,7 @@ func (c BottleneckConfig) hubJSON() (map[string]json.RawMessage, error) {
 	for key, value := range object {
 		inner[key] = value
 	}
-	for _, own := range []string{"task_type", "base_model_name_or_path", "revision", "peft_version", "target_modules", "exclude_modules", "modules_to_save"} {
+	for _, own := range []string{"task_type", "base_model_name_or_path", "auto_mapping", "revision", "peft_version", "target_modules", "exclude_modules", "modules_to_save"} {
 		delete(inner, own)
 	}
 	return inner, nil

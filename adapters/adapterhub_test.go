@@ -87,7 +87,7 @@ func TestAdapterHubErrors(t *testing.T) {
 		"old invertible":  {changed(func(_, c object) { c["invertible_adapter"] = object{"block_type": "nice"} }), "invertible adapters of embeddings are not supported"},
 		"no place":        {changed(func(_, c object) { c["output_adapter"] = false }), "neither mh_adapter nor output_adapter"},
 		"no factor":       {changed(func(_, c object) { delete(c, "reduction_factor") }), `missing required key "reduction_factor"`},
-		"factor 0":        {changed(func(_, c object) { c["reduction_factor"] = 0 }), "reduction_factor is 0, want a number greater than 0"},
+		"factor 0":        {changed(func(_, c object) { c["reduction_factor"] = 0 }), ": adapter_config.json: config: reduction_factor is 0, want a number greater than 0"},
 		"a wrong width":   {changed(func(_, c object) { c["reduction_factor"] = 2 }), "do not fit"},
 		"more adapters":   {changed(func(_, c object) { c["mh_adapter"] = true }), "missing"},
 		"a name":          {changed(func(o, _ object) { o["config"] = "pfeiffer+inv" }), `configuration "pfeiffer+inv" is not supported`},
@@ -115,6 +115,14 @@ func TestAdapterHubErrors(t *testing.T) {
 			l[0].Bytes[2] ^= 1
 			return l
 		}), "differ, but they are one"},
+		"an old name too": {tensors(func(l []safetensors.Tensor) []safetensors.Tensor {
+			l = append(l, l[0])
+			l[len(l)-1].Name = strings.Replace(l[0].Name, ".adapters.", ".layer_text_task_adapters.", 1)
+			return l
+		}), "an old and a new name of one tensor"},
+		"half a head": {func(t *testing.T) string {
+			return rewriteHub(t, hubCopy(t, "bert-norms", nil), hubHeadWeights, func(l []safetensors.Tensor) []safetensors.Tensor { return l[1:] })
+		}, `model_head.safetensors has no tensor for "classifier.bias"`},
 		"NaN": {tensors(func(l []safetensors.Tensor) []safetensors.Tensor {
 			copy(l[2].Bytes, []byte{0, 0, 0xc0, 0x7f})
 			return l

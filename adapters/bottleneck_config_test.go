@@ -73,6 +73,15 @@ func TestBottleneckZeroValue(t *testing.T) {
 	}
 }
 
+// What a file leaves empty is not taken for a default.
+func TestBottleneckEmptyNames(t *testing.T) {
+	for _, text := range []string{`"scaling": ""`, `"scaling": null`, `"init_weights": ""`, `"init_weights": null`} {
+		_, err := decodeBottleneck([]byte(`{` + text + `}`))
+		_, value, _ := strings.Cut(text, ": ")
+		require.ErrorContains(t, err, `", got `+value, text)
+	}
+}
+
 // The width of a bottleneck is Python's int(features // factor), at least 1.
 func TestBottleneckWidth(t *testing.T) {
 	for _, c := range []struct {

@@ -202,7 +202,10 @@ func (s Scaling) MarshalJSON() ([]byte, error) {
 func (s *Scaling) UnmarshalJSON(data []byte) error {
 	*s = Scaling{}
 	if bytes.HasPrefix(bytes.TrimSpace(data), []byte(`"`)) {
-		return json.Unmarshal(data, (*string)(&s.Learned))
+		if err := json.Unmarshal(data, (*string)(&s.Learned)); err != nil || s.Learned != "" {
+			return err
+		}
+		return fmt.Errorf(`scaling: want a number, "learned" or "channel", got %s`, data)
 	}
 	var factor *float64
 	if err := json.Unmarshal(data, &factor); err != nil || factor == nil {
@@ -250,8 +253,11 @@ func (i *BottleneckInit) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, &name); err != nil {
 		return fmt.Errorf("init_weights: want a name, got %s", data)
 	}
-	if *i = BottleneckInit(name); name == "bert" {
+	switch *i = BottleneckInit(name); name {
+	case "bert":
 		*i = InitBert
+	case "":
+		return fmt.Errorf(`init_weights: want "bert", "mam_adapter" or "houlsby", got %s`, data)
 	}
 	return nil
 }

@@ -2,8 +2,8 @@ package peft
 
 import "reflect"
 
-// copied is a configuration whose slices and maps are its own, so that what the caller does to
-// them later changes nothing. What a type does not export stays shared: it is the type's
+// copied is a configuration whose slices, maps and pointers are its own, so that what the caller
+// does to them later changes nothing. What a type does not export stays shared: it is the type's
 // business to leave it as it is.
 func copied(c Config) Config {
 	return deepCopy(reflect.ValueOf(c)).Interface().(Config)
@@ -11,6 +11,13 @@ func copied(c Config) Config {
 
 func deepCopy(v reflect.Value) reflect.Value {
 	switch v.Kind() {
+	case reflect.Pointer:
+		if v.IsNil() {
+			return v
+		}
+		out := reflect.New(v.Type().Elem())
+		out.Elem().Set(deepCopy(v.Elem()))
+		return out
 	case reflect.Struct:
 		out := reflect.New(v.Type()).Elem()
 		out.Set(v)

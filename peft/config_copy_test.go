@@ -12,6 +12,12 @@ import (
 
 // What a caller does to a configuration afterwards changes nothing in the model.
 func TestConfigIsCopied(t *testing.T) {
+	for name, pointer := range map[string]bool{"value": false, "pointer": true} {
+		t.Run(name, func(t *testing.T) { testConfigIsCopied(t, pointer) })
+	}
+}
+
+func testConfigIsCopied(t *testing.T, pointer bool) {
 	config := lora.LoraConfig{
 		R: 2, TargetModules: peft.Modules("q_proj", "v_proj"), ModulesToSave: peft.Strings{"lm_head"},
 		TrainableTokenIndices: peft.TokenIndices{Modules: map[string][]int{"embed_tokens": {1, 2}}},
@@ -25,7 +31,11 @@ func TestConfigIsCopied(t *testing.T) {
 		c.RankPattern[0].Value = 9
 		c.Unknown["note"] = []byte("2")
 	}
-	pm, err := peft.GetPeftModel(family(t, "llama"), config)
+	var given peft.Config = config
+	if pointer {
+		given = &config
+	}
+	pm, err := peft.GetPeftModel(family(t, "llama"), given)
 	require.NoError(t, err)
 	text := func() string {
 		c, err := pm.Config(peft.DefaultAdapter)
