@@ -136,6 +136,9 @@ func (g *Generator) generate(ctx context.Context, prompts [][]int32, s *settings
 	if s.Tasks != nil && len(s.Tasks) != len(prompts) {
 		return nil, fmt.Errorf("models: generate: %d tasks of %d prompts", len(s.Tasks), len(prompts))
 	}
+	if err := s.checkTasks(g.view); err != nil {
+		return nil, fmt.Errorf("models: generate: %w", err)
+	}
 	r := &run{programs: g.programs, view: g.view, settings: s, batch: g.batch(len(prompts))}
 	if rows, ok := g.view.(site.RowView); ok {
 		if rows.Rows() != len(prompts) {
@@ -146,7 +149,7 @@ func (g *Generator) generate(ctx context.Context, prompts [][]int32, s *settings
 	r.structure = r.view.Structure()
 	if p, ok := g.view.(site.Prefixed); ok {
 		r.virtual = p.VirtualTokens()
-		s.positions -= r.virtual
+		s.virtual = r.virtual
 	}
 	for i, prompt := range prompts {
 		if len(prompt) == 0 && s.bos >= 0 {

@@ -68,6 +68,7 @@ type settings struct {
 	stops     stopStrings
 	vocab     int
 	positions int   // the longest sequence
+	virtual   int   // tokens that the view's adapters put before a prompt
 	bos       int32 // -1: none is known
 }
 
@@ -165,10 +166,29 @@ func (s *settings) room(prompt []int32) (int, error) {
 			return 0, fmt.Errorf("position %d: %w", i, err)
 		}
 	}
-	if len(prompt) >= s.positions {
-		return 0, fmt.Errorf("the prompt has %d tokens, which leaves no room: the model has %d positions", len(prompt), s.positions)
+	used := s.virtual + len(prompt)
+	if used >= s.positions {
+		taken := ""
+		if s.virtual > 0 {
+			taken = fmt.Sprintf(", %d of which the adapters take", s.virtual)
+		}
+		return 0, fmt.Errorf("the prompt has %d tokens, which leaves no room: the model has %d positions%s", len(prompt), s.positions, taken)
 	}
-	return min(s.MaxNewTokens, s.positions-len(prompt)), nil
+	return min(s.MaxNewTokens, s.positions-used), nil
+}
+
+// checkTasks reports tasks that the view's adapters do not know.
+func (s *settings) checkTasks(view site.View) error {
+	m, ok := view.(site.Multitask)
+	if !ok || m.NumTasks() == 0 {
+		return nil
+	}
+	for i, task := range s.Tasks {
+		if task < 0 || int(task) >= m.NumTasks() {
+			return fmt.Errorf("prompt %d: task %d, but the adapters know %d tasks", i, task, m.NumTasks())
+		}
+	}
+	return nil
 }
 
 func (s *settings) sampler() *sampler {

@@ -110,8 +110,8 @@ func (p *Plan) countParameters(l *Layout) {
 	}
 }
 
-// String is a table with one line a module, what each entry of the configuration
-// matched, and the line of [Count.String].
+// String is a table with one line a module, the number of virtual tokens, what each entry
+// of the configuration matched, and the line of [Count.String].
 func (p *Plan) String() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -134,6 +134,9 @@ func (p *Plan) String() string {
 		fmt.Fprintf(w, "\t%s\n", thousands(int64(t.Parameters)))
 	}
 	w.Flush() // to a strings.Builder, which cannot fail
+	if p.VirtualTokens > 0 {
+		fmt.Fprintf(&b, "%d virtual tokens before those of every row\n", p.VirtualTokens)
+	}
 	for _, c := range p.Patterns {
 		fmt.Fprintf(&b, "%s %q: %d modules\n", c.Option, c.Pattern, c.Modules)
 	}

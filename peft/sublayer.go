@@ -65,6 +65,14 @@ type PrefixAdapter interface {
 	Prefix(v *Values, p *site.Pass, in site.Tokens) site.Prefix
 }
 
+// TaskAdapter is a part of an adapter that does something else for each task of rows, see
+// [site.Tokens].Tasks.
+type TaskAdapter interface {
+	Adapter
+	// NumTasks is the number of tasks that it knows, at least 1.
+	NumTasks() int
+}
+
 // Prefix implements [site.Hook].
 func (b *Binding) Prefix(p *site.Pass, in site.Tokens) site.Prefix {
 	var all site.Prefix
@@ -108,6 +116,26 @@ func (pm *PeftModel) VirtualTokens() int {
 		}
 	}
 	return n
+}
+
+var _ site.Multitask = (*PeftModel)(nil)
+
+// NumTasks is the number of tasks that all active adapters with tasks know; 0 if there is no
+// such adapter.
+func (pm *PeftModel) NumTasks() int {
+	tasks := 0
+	for _, name := range pm.active {
+		na, err := pm.get(name)
+		if err != nil { // a view's adapters stay
+			continue
+		}
+		for _, part := range na.parts {
+			if t, ok := part.(TaskAdapter); ok && (tasks == 0 || t.NumTasks() < tasks) {
+				tasks = t.NumTasks()
+			}
+		}
+	}
+	return tasks
 }
 
 // virtualConflict reports two active adapters that want the same place before the tokens,

@@ -192,7 +192,13 @@ type multitask struct {
 	cols, rows peft.Param
 }
 
-var _ peft.PrefixAdapter = (*multitask)(nil)
+var (
+	_ peft.PrefixAdapter = (*multitask)(nil)
+	_ peft.TaskAdapter   = (*multitask)(nil)
+)
+
+// NumTasks implements [peft.TaskAdapter].
+func (a *multitask) NumTasks() int { return a.tasks }
 
 // Params implements [peft.Adapter].
 func (a *multitask) Params() []peft.Param { return append(a.params(), a.cols, a.rows) }

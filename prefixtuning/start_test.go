@@ -1,6 +1,7 @@
 package prefixtuning_test
 
 import (
+	"fmt"
 	"math"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/gopeft/gopeft/models/tokenizer"
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/prefixtuning"
+	"github.com/gopeft/gopeft/train"
 )
 
 // valuesOf are an adapter's tensors as it starts.
@@ -187,4 +189,22 @@ func TestTasks(t *testing.T) {
 	require.ErrorContains(t, err, "multitask_prompt_tuning: the adapter has 2 tasks, but the batch has no task ids")
 	_, err = generator.Generate(t.Context(), texts[:1], models.GenerateOptions{MaxNewTokens: 1, Tasks: []int32{0, 1}})
 	require.ErrorContains(t, err, "2 tasks of 1 prompts")
+	_, err = generator.Generate(t.Context(), texts[:2], models.GenerateOptions{MaxNewTokens: 1, Tasks: []int32{0, 2}})
+	require.ErrorContains(t, err, "prompt 1: task 2, but the adapters know 2 tasks")
+	_, err = generator.Generate(t.Context(), [][]int32{long(base.MaxPositions() - 3)}, models.GenerateOptions{Tasks: []int32{0}})
+	require.ErrorContains(t, err, fmt.Sprintf("leaves no room: the model has %d positions, 3 of which the adapters take", base.MaxPositions()))
+
+	for task, want := range map[int32]string{-1: "example 0 has no task, but the adapters know 2", 2: "example 0: task 2, but the adapters know 2 tasks"} {
+		example := train.Example{IDs: texts[0], Labels: texts[0]}
+		if task >= 0 {
+			example.Task = &task
+		}
+		data, err := train.NewDataset([]train.Example{example})
+		require.NoError(t, err)
+		_, err = train.NewTrainer(pm, data, train.Arguments{OutputDir: t.TempDir(), MaxSteps: 1, Quiet: true})
+		require.ErrorContains(t, err, want)
+	}
+	plan, err := pm.Plan(peft.DefaultAdapter)
+	require.NoError(t, err)
+	require.Contains(t, plan.String(), "3 virtual tokens before those of every row\n")
 }

@@ -181,6 +181,12 @@ type Prefixed interface {
 	VirtualTokens() int
 }
 
+// Multitask is a view that may ask for the task of each row, see [Tokens].Tasks.
+type Multitask interface {
+	// NumTasks is the number of tasks that there are, from 0 on; 0 if rows need none.
+	NumTasks() int
+}
+
 // Exporter is a base that can write itself as a checkpoint in its own format.
 type Exporter interface {
 	// Export writes the base to the folder dir, tensor by tensor. edit sees each

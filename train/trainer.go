@@ -122,8 +122,8 @@ func (t *Trainer) checkGroups() error {
 	return nil
 }
 
-// checkTokens refuses tokens that the model does not have: looking one up would
-// silently give another's embedding.
+// checkTokens refuses tokens that the model does not have (looking one up would
+// silently give another's embedding) and tasks that the adapters do not have.
 func (t *Trainer) checkTokens(d *Dataset) error {
 	if d == nil {
 		return nil
@@ -141,8 +141,15 @@ func (t *Trainer) checkTokens(d *Dataset) error {
 	if c, ok := t.pm.Base().(site.Classifier); ok {
 		labels, what = c.NumLabels(), "number of labels"
 	}
+	tasks := t.pm.NumTasks()
 	for i := range d.Len() {
 		e := d.Example(i)
+		if e.Task == nil && tasks > 1 {
+			return fmt.Errorf("example %d has no task, but the adapters know %d: set DataOptions.TaskField", i, tasks)
+		}
+		if e.Task != nil && tasks > 0 && int(*e.Task) >= tasks {
+			return fmt.Errorf("example %d: task %d, but the adapters know %d tasks", i, *e.Task, tasks)
+		}
 		if n := e.longest(); positions > 0 && n+virtual > positions {
 			return fmt.Errorf("example %d has %d tokens, the model was made for %d positions%s: lower MaxLength", i, n, positions, taken)
 		}
