@@ -3,6 +3,7 @@ package train
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/gopeft/gopeft/peft"
 	"github.com/gopeft/gopeft/site"
@@ -26,8 +27,9 @@ type MemoryPlan struct {
 	// Weights are the base's parameters that the step reads, those that are quantised as
 	// codes; Statistics is what quantised ones have besides.
 	Weights, Statistics int64
-	// Adapters are the values of adapters, Moments AdamW's, in float32.
-	Adapters, Moments int64
+	// Adapters are the values of adapters, Moments AdamW's, in float32. Frozen are the values
+	// of active adapters that are not trained, see [peft.PeftModel.Training].
+	Adapters, Moments, Frozen int64
 
 	// Activations are kept from the forward to the backward pass: of each block what its
 	// gradients need, or with GradientCheckpointing its input alone.
@@ -82,7 +84,7 @@ func PlanMemory(base site.Base, config peft.Config, o MemoryOptions) (*MemoryPla
 	if err != nil {
 		return nil, err
 	}
-	return planMemory(base, []*peft.Plan{adapter}, o)
+	return planMemory(base, []*peft.Plan{adapter}, nil, o)
 }
 
 // MemoryPlan plans the step on the longest batch of the trainer's data.
@@ -100,21 +102,26 @@ func (t *Trainer) planMemory(length int) (*MemoryPlan, error) {
 	if !ok {
 		return nil, fmt.Errorf("train: memory plan: loss %T: only the causal loss can be planned", t.args.Loss)
 	}
-	var adapters []*peft.Plan
-	for _, name := range t.pm.Trained() {
+	var adapters, frozen []*peft.Plan
+	trained := t.pm.Trained()
+	for _, name := range t.pm.Active() {
 		p, err := t.pm.Plan(name)
 		if err != nil {
 			return nil, err
 		}
-		adapters = append(adapters, p)
+		if slices.Contains(trained, name) {
+			adapters = append(adapters, p)
+		} else {
+			frozen = append(frozen, p)
+		}
 	}
-	return planMemory(t.pm.Base(), adapters, MemoryOptions{
+	return planMemory(t.pm.Base(), adapters, frozen, MemoryOptions{
 		Batch: t.args.PerDeviceTrainBatchSize, Length: length,
 		GradientCheckpointing: t.args.GradientCheckpointing, ChunkTokens: loss.ChunkTokens,
 	})
 }
 
-func planMemory(base site.Base, adapters []*peft.Plan, o MemoryOptions) (*MemoryPlan, error) {
+func planMemory(base site.Base, adapters, frozen []*peft.Plan, o MemoryOptions) (*MemoryPlan, error) {
 	b, ok := base.(plannedBase)
 	if !ok || b.Head().In == 0 {
 		return nil, errors.New("train: memory plan: the base is no language model")
@@ -128,13 +135,19 @@ func planMemory(base site.Base, adapters []*peft.Plan, o MemoryOptions) (*Memory
 	p := &MemoryPlan{MemoryOptions: o}
 	w := newWork(b, adapters)
 	w.parameters(p)
+	for _, a := range frozen {
+		p.Frozen += a.Count.Trainable * floatBytes // of its own training
+		w.virtual += a.VirtualTokens
+	}
 	p.Gradients, p.Results = p.Adapters, p.Adapters+p.Moments
 	w.activations(p)
 	return p, nil
 }
 
 // Inputs are the arguments of the compiled program.
-func (p *MemoryPlan) Inputs() int64 { return p.Weights + p.Statistics + p.Adapters + p.Moments }
+func (p *MemoryPlan) Inputs() int64 {
+	return p.Weights + p.Statistics + p.Adapters + p.Moments + p.Frozen
+}
 
 // Temporaries are the most that is alive at once inside the compiled program.
 func (p *MemoryPlan) Temporaries() int64 {

@@ -18,6 +18,7 @@ import (
 	"github.com/gopeft/gopeft/lora"
 	"github.com/gopeft/gopeft/models"
 	"github.com/gopeft/gopeft/peft"
+	"github.com/gopeft/gopeft/prefixtuning"
 	"github.com/gopeft/gopeft/quant"
 	"github.com/gopeft/gopeft/train"
 )
@@ -90,11 +91,14 @@ func TestMemoryPlanInputs(t *testing.T) {
 	for name, c := range map[string]struct {
 		scheme quant.Scheme
 		method peft.Config
+		below  peft.Config // frozen
 	}{
-		"LoRA":                {nil, queryValue},
-		"LoRA, lm_head saved": {nil, saved},
-		"QLoRA":               {quant.NF4{DoubleQuant: true}, allLinear},
-		"full":                {nil, peft.Full{}},
+		"LoRA":                {nil, queryValue, nil},
+		"LoRA, lm_head saved": {nil, saved, nil},
+		"QLoRA":               {quant.NF4{DoubleQuant: true}, allLinear, nil},
+		"LoRA on a prefix":    {nil, queryValue, prefixtuning.PrefixTuningConfig{NumVirtualTokens: 3}},
+		"LoRA on LoRA":        {quant.NF4{}, queryValue, allLinear},
+		"full":                {nil, peft.Full{}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			model, err := models.New(context.Background(), []byte(config), 1, models.Options{On: b, Quantization: c.scheme, DType: dtypes.Float32})
@@ -102,6 +106,13 @@ func TestMemoryPlanInputs(t *testing.T) {
 			defer model.Close()
 			pm, err := peft.GetPeftModel(model, c.method)
 			require.NoError(t, err)
+			if c.below != nil {
+				require.NoError(t, pm.AddAdapter(c.below, peft.Options{Name: "below"}))
+				pm, err = pm.With("below", peft.DefaultAdapter)
+				require.NoError(t, err)
+				pm, err = pm.Training(peft.DefaultAdapter)
+				require.NoError(t, err)
+			}
 			ids := []int32{1, 2, 3, 4, 5, 6, 7, 8}
 			data, err := train.NewDataset([]train.Example{{IDs: ids, Labels: ids}, {IDs: ids, Labels: ids}})
 			require.NoError(t, err)
@@ -121,6 +132,7 @@ func TestMemoryPlanInputs(t *testing.T) {
 			plan, err := trainer.MemoryPlan()
 			require.NoError(t, err)
 			const tokens, scalars = 2 * 2 * 8 * 4, 2 * 4 * 4 // ids and targets; AdamW's and dropout's numbers
+			require.Equal(t, c.below != nil, plan.Frozen > 0)
 			require.Equal(t, plan.Inputs()+tokens+scalars, compiled.Inputs)
 			require.InDelta(t, plan.Results, compiled.Results, 256, "results") // and the loss; XLA adds a table of pointers
 			require.Contains(t, shown.String(), "device memory of a step on 2 x 8 tokens: planned ")

@@ -25,6 +25,7 @@ func (p *MemoryPlan) table(compiled *ProgramMemory) string {
 	t.part("quantisation statistics", p.Statistics)
 	t.part("trained values", p.Adapters)
 	t.part("moments", p.Moments)
+	t.part("frozen adapters", p.Frozen)
 	t.sum("inputs", p.Inputs(), m.Inputs)
 	t.part("activations kept", p.Activations)
 	t.part("gradients", p.Gradients)

@@ -15,6 +15,8 @@ import (
 type work struct {
 	base     plannedBase
 	adapters []*peft.Plan
+	// virtual is the number of virtual tokens of all active adapters.
+	virtual int
 	// adapted are the trainable values at a module, by its path.
 	adapted map[string]int
 	// sublayer are those at an attention or feed-forward sublayer.
@@ -46,6 +48,7 @@ func newWork(b plannedBase, adapters []*peft.Plan) *work {
 		}
 	}
 	for _, a := range adapters {
+		w.virtual += a.VirtualTokens
 		for _, t := range a.Targets {
 			if kind := t.Module.Kind; kind == site.Attention || kind == site.FeedForward {
 				if t.Parameters > 0 { // virtual tokens have theirs elsewhere
@@ -103,10 +106,7 @@ func (w *work) parameters(p *MemoryPlan) {
 
 // activations plans what depends on the batch.
 func (w *work) activations(p *MemoryPlan) {
-	length := int64(p.Length)
-	for _, a := range w.adapters {
-		length += int64(a.VirtualTokens)
-	}
+	length := int64(p.Length + w.virtual)
 	tokens := int64(p.Batch) * length
 	hidden := int64(w.base.Head().In)
 	var kept, inside, backward int64
