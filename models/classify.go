@@ -36,6 +36,9 @@ type PredictOptions struct {
 	// MaxLength is the number of tokens, special ones included, after which a text is
 	// cut off. Zero: what the model was made for, less the adapters' virtual tokens.
 	MaxLength int
+	// Tasks is the task of each text, for adapters that know several, see [site.Tokens].
+	// nil: none.
+	Tasks []int32
 }
 
 // Prediction is what a classifier says of a text or a token.
@@ -161,6 +164,9 @@ func (p *predictor) each(ctx context.Context, texts []string, hand func(i int, r
 	if len(texts) == 0 {
 		return errors.New("no text is given")
 	}
+	if err := p.checkTasks(len(texts)); err != nil {
+		return err
+	}
 	arguments, err := p.view.Arguments()
 	if err != nil {
 		return err
@@ -185,19 +191,34 @@ func (p *predictor) each(ctx context.Context, texts []string, hand func(i int, r
 	return nil
 }
 
+func (p *predictor) checkTasks(texts int) error {
+	tasks := p.options.Tasks
+	if tasks != nil && len(tasks) != texts {
+		return fmt.Errorf("%d tasks of %d texts", len(tasks), texts)
+	}
+	return checkTasks(p.view, tasks, "text")
+}
+
 // batch runs rows of similar length in one program, padded on the right.
 func (p *predictor) batch(rows []encodedText, arguments []*tensors.Tensor, hand func(i int, row encodedText, probabilities []float32)) error {
 	const shortest = 16
 	length := min(powerOfTwo(max(shortest, len(rows[len(rows)-1].ids))), p.positions)
 	height := min(powerOfTwo(len(rows)), p.options.BatchSize)
 	ids, segments := make([]int32, height*length), make([]int32, height*length)
+	var tasks []int32
+	if p.options.Tasks != nil {
+		tasks = make([]int32, height)
+	}
 	for r, row := range rows {
+		if tasks != nil {
+			tasks[r] = p.options.Tasks[row.index]
+		}
 		copy(ids[r*length:], row.ids)
 		for k := range row.ids {
 			segments[r*length+k] = 1
 		}
 	}
-	probabilities, err := p.base.programs.run(p.view, arguments, height, length, ids, segments)
+	probabilities, err := p.base.programs.run(p.view, arguments, height, length, ids, segments, tasks)
 	if err != nil {
 		return err
 	}
@@ -232,7 +253,7 @@ func (p *predictor) prediction(probabilities []float32, truncated bool) Predicti
 
 // classifyPrograms are the compiled programs of one classifier, kept until it is closed:
 //
-//	arguments, ids, segments -> probabilities
+//	arguments, ids, segments, tasks? -> probabilities
 type classifyPrograms struct {
 	base    *Classifier
 	mu      sync.Mutex
@@ -253,11 +274,11 @@ func (c *classifyPrograms) close() {
 }
 
 // run classifies one batch. Runs of one classifier follow one another.
-func (c *classifyPrograms) run(view ClassifierView, arguments []*tensors.Tensor, batch, length int, ids, segments []int32) (probabilities []float32, err error) {
+func (c *classifyPrograms) run(view ClassifierView, arguments []*tensors.Tensor, batch, length int, ids, segments, tasks []int32) (probabilities []float32, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	err = graphx.Try(func() error {
-		exec, err := c.exec(programKey{structure: view.Structure(), batch: batch, length: length}, view, len(arguments))
+		exec, err := c.exec(programKey{structure: view.Structure(), batch: batch, length: length, tasks: tasks != nil}, view, len(arguments))
 		if err != nil {
 			return err
 		}
@@ -268,9 +289,15 @@ func (c *classifyPrograms) run(view ClassifierView, arguments []*tensors.Tensor,
 			}
 			in = append(in, t)
 		}
-		a, b := tensors.FromFlatDataAndDimensions(ids, batch, length), tensors.FromFlatDataAndDimensions(segments, batch, length)
-		defer free(a, b)
-		out, err := exec.Exec(append(in, a, b)...)
+		rows := []*tensors.Tensor{tensors.FromFlatDataAndDimensions(ids, batch, length), tensors.FromFlatDataAndDimensions(segments, batch, length)}
+		if tasks != nil {
+			rows = append(rows, tensors.FromFlatDataAndDimensions(tasks, batch))
+		}
+		defer free(rows...)
+		for _, t := range rows {
+			in = append(in, t)
+		}
+		out, err := exec.Exec(in...)
 		if err != nil {
 			return err
 		}
@@ -287,7 +314,11 @@ func (c *classifyPrograms) exec(key programKey, view ClassifierView, arguments i
 	}
 	exec, err := model.NewExec(c.base.Backend(), c.base.Store(), func(_ *model.Scope, in []*graph.Node) []*graph.Node {
 		pass := &site.Pass{Graph: in[0].Graph(), DType: c.base.DType(), Hook: view.Hook(in[:arguments])}
-		scores := c.base.Classify(pass, site.Tokens{IDs: in[arguments], Segments: in[arguments+1]})
+		rows := site.Tokens{IDs: in[arguments], Segments: in[arguments+1]}
+		if key.tasks {
+			rows.Tasks = in[arguments+2]
+		}
+		scores := c.base.Classify(pass, rows)
 		return []*graph.Node{graph.Softmax(graph.ConvertDType(scores, dtypes.Float32), -1)}
 	})
 	if err != nil {

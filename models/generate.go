@@ -136,7 +136,7 @@ func (g *Generator) generate(ctx context.Context, prompts [][]int32, s *settings
 	if s.Tasks != nil && len(s.Tasks) != len(prompts) {
 		return nil, fmt.Errorf("models: generate: %d tasks of %d prompts", len(s.Tasks), len(prompts))
 	}
-	if err := s.checkTasks(g.view); err != nil {
+	if err := checkTasks(g.view, s.Tasks, "prompt"); err != nil {
 		return nil, fmt.Errorf("models: generate: %w", err)
 	}
 	r := &run{programs: g.programs, view: g.view, settings: s, batch: g.batch(len(prompts))}

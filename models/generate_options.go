@@ -178,14 +178,14 @@ func (s *settings) room(prompt []int32) (int, error) {
 }
 
 // checkTasks reports tasks that the view's adapters do not know.
-func (s *settings) checkTasks(view site.View) error {
+func checkTasks(view any, tasks []int32, what string) error {
 	m, ok := view.(site.Multitask)
 	if !ok || m.NumTasks() == 0 {
 		return nil
 	}
-	for i, task := range s.Tasks {
+	for i, task := range tasks {
 		if task < 0 || int(task) >= m.NumTasks() {
-			return fmt.Errorf("prompt %d: task %d, but the adapters know %d tasks", i, task, m.NumTasks())
+			return fmt.Errorf("%s %d: task %d, but the adapters know %d tasks", what, i, task, m.NumTasks())
 		}
 	}
 	return nil
