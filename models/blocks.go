@@ -18,13 +18,15 @@ import (
 type Blocks struct {
 	*site.Pass
 	model *core
+	// inner are the results of [Blocks.recomputed] from within their regions.
+	inner map[*Node]*Node
 }
 
 func newBlocks(p *site.Pass, c *core) *Blocks {
 	if p.DType == dtypes.InvalidDType {
 		panic(fmt.Errorf("models: the pass has no dtype; %s computes in %s", c.config.ModelType, c.dtype))
 	}
-	return &Blocks{Pass: p, model: c}
+	return &Blocks{Pass: p, model: c, inner: map[*Node]*Node{}}
 }
 
 // Weight returns the value of the named parameter in the pass's dtype.
@@ -72,6 +74,13 @@ func (b *Blocks) apply(path string, x *Node, base func(m site.Module, x *Node) *
 
 // Linear is x·Wᵀ + bias: x [..., in] -> [..., out].
 func (b *Blocks) Linear(path string, x *Node) *Node {
+	if inner, ok := b.inner[x]; ok { // computed again in the backward pass, not kept
+		return b.applyLinear(path, inner).StopCheckpoint()
+	}
+	return b.applyLinear(path, x)
+}
+
+func (b *Blocks) applyLinear(path string, x *Node) *Node {
 	return b.apply(path, x, func(m site.Module, x *Node) *Node {
 		var y *Node
 		if q, ok := b.model.quantised[m.Weight()]; ok {
@@ -173,17 +182,27 @@ func (b *Blocks) gated(act activation, gate, up *Node) *Node {
 
 // recomputed builds f so that the backward pass computes it again from its inputs
 // instead of keeping what lies in between, where that pays: cheap elementwise work
-// on an accelerator in training. Inside a checkpointed block it must not, since the
-// end of the inner region would end the block's own.
+// on an accelerator in training. Linears that take the result belong to the region, so
+// that an adapter's gradient computes its input again, too. Inside a checkpointed block
+// there must be no regions, since the end of an inner one would end the block's own.
+//
+// The barrier keeps XLA from computing the last step of f once for each product that
+// takes it: it fuses them, and undoes it where the product turns out faster alone.
 func (b *Blocks) recomputed(in []*Node, f func(in []*Node) *Node) *Node {
-	if !b.model.recompute || b.Checkpoint || !b.Training() {
+	if !b.model.recompute || !b.Training() {
 		return f(in)
+	}
+	if b.Checkpoint {
+		return OptimizationBarrier(f(in))
 	}
 	marked := make([]*Node, len(in))
 	for i, x := range in {
 		marked[i] = x.Checkpoint()
 	}
-	return f(marked).StopCheckpoint()
+	inner := OptimizationBarrier(f(marked))
+	out := inner.StopCheckpoint()
+	b.inner[out] = inner
+	return out
 }
 
 // parametersOf lists the parameters of modules, tied ones once.

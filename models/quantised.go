@@ -132,17 +132,19 @@ func (b *Blocks) dequantised(name string, q quantisedWeight, tie *graph.Node) *g
 
 // quantisedProduct is x·Wᵀ for a quantised weight that is built for this product alone: it
 // is tied to x, so that no layer's weight is built before its turn, and in training it is
-// built again from x in the backward pass. Inside a checkpointed block that happens
-// anyway, and an inner region would end the block's own.
+// built again in the backward pass, tied to the product's gradient. The checkpoint is a
+// number tied to x and not x itself, which the backward pass would have to keep. Inside a
+// checkpointed block all that happens anyway, and an inner region would end the block's own.
 func (b *Blocks) quantisedProduct(m site.Module, q quantisedWeight, x *graph.Node) *graph.Node {
-	product := func(x *graph.Node) *graph.Node {
-		w := b.Parameter(m.Weight(), func() *graph.Node { return b.dequantised(m.Weight(), q, x) })
+	product := func(tie *graph.Node) *graph.Node {
+		w := b.Parameter(m.Weight(), func() *graph.Node { return b.dequantised(m.Weight(), q, tie) })
 		return linear(m, x, graph.ConvertDType(w, b.DType))
 	}
 	if b.Checkpoint || !b.Training() {
 		return product(x)
 	}
-	return product(x.Checkpoint()).StopCheckpoint()
+	tie := graph.SchedulingBarrier(graph.Const(x.Graph(), float32(0)), x)
+	return product(tie.Checkpoint()).StopCheckpoint()
 }
 
 // ParameterBytes is the memory that a parameter takes on the device: its values or codes,

@@ -8,6 +8,7 @@ import (
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/graph"
 
+	"github.com/gopeft/gopeft/internal/graphx"
 	"github.com/gopeft/gopeft/internal/safetensors"
 )
 
@@ -144,20 +145,46 @@ func (l *layout4) Restore(data func(name string) ([]byte, error)) (Stored, error
 	return t, t.check()
 }
 
-// Weight implements [Layout]: two levels for each byte from a table of 256, times the
-// block's absmax in float32, rounded once to dtype as bitsandbytes does.
+// Weight implements [Layout]: each code's level from a table, times the block's absmax in
+// float32, rounded once to dtype as bitsandbytes does.
 //
 // The tie is on the table: on the packed bytes it would make XLA copy them.
 func (l *layout4) Weight(array func(name string) *graph.Node, dtype dtypes.DType, tie *graph.Node) *graph.Node {
-	codes := array("")
-	pairs := graph.Const(codes.Graph(), l.pairTable())
-	if tie != nil {
-		pairs = graph.SchedulingBarrier(pairs, tie)
+	codes, absmax, size := array(""), l.absmax(array), (&Tensor4{Shape: l.shape}).Size()
+	tied := func(table any) *graph.Node {
+		t := graph.Const(codes.Graph(), table)
+		if tie != nil {
+			t = graph.SchedulingBarrier(t, tie)
+		}
+		return t
 	}
-	levels := graph.Gather(pairs, graph.InsertAxes(codes, -1)) // [bytes, 2]
-	values := scaleBlocks(levels, l.absmax(array), l.block(), (&Tensor4{Shape: l.shape}).Size())
-	values = graph.ConvertDType(values, dtype)
+	var values *graph.Node
+	if whole := size == absmax.Shape().Size()*l.block(); whole && dtype.Size() == 2 && !graphx.Fused(codes) {
+		values = l.words(codes, absmax, tied(codes4[l.Type].levels[:]), dtype)
+	} else {
+		levels := graph.Gather(tied(l.pairTable()), graph.InsertAxes(codes, -1)) // [bytes, 2]
+		values = graph.ConvertDType(scaleBlocks(levels, absmax, l.block(), size), dtype)
+	}
 	return graph.StopGradient(graph.Reshape(values, l.shape...))
+}
+
+// words decodes each byte to a word of two 16-bit values. On a GPU that writes whole words
+// and reads a table of 64 bytes in one piece for all of a warp: 39 us for 11008 x 4096 on an
+// H200, where a table of pairs takes 70.
+func (l *layout4) words(codes, absmax, levels *graph.Node, dtype dtypes.DType) *graph.Node {
+	blocks := absmax.Shape().Size()
+	codes = graph.Reshape(codes, blocks, l.block()/2)
+	absmax = graph.Reshape(absmax, blocks, 1)
+	half := func(code *graph.Node) *graph.Node {
+		level := graph.Gather(levels, graph.InsertAxes(graph.ConvertDType(code, dtypes.Int32), -1))
+		value := graph.ConvertDType(graph.Mul(level, absmax), dtype)
+		return graph.ConvertDType(graph.Bitcast(value, dtypes.Uint16), dtypes.Uint32)
+	}
+	constant := func(v any) *graph.Node { return graph.Const(codes.Graph(), v) }
+	first := half(graph.BitwiseShiftRightLogical(codes, constant(uint8(4))))
+	second := half(graph.BitwiseAnd(codes, constant(uint8(15))))
+	word := graph.BitwiseOr(first, graph.BitwiseShiftLeft(second, constant(uint32(16))))
+	return graph.Bitcast(word, dtype) // little-endian: the low half comes first
 }
 
 // pairTable holds the two levels of each byte.

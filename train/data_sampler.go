@@ -100,6 +100,9 @@ func (s *Sampler) Next() (Batch, bool) {
 	return collate(rows, s.data.kind, size, s.data.buckets), true
 }
 
+// epochEnds reports whether the last batch taken was its epoch's last.
+func (s *Sampler) epochEnds() bool { return s.cursor == s.BatchesPerEpoch() }
+
 // State returns the place after the last batch that Next returned.
 func (s *Sampler) State() SamplerState {
 	return SamplerState{Epoch: s.epoch, Cursor: s.cursor, Fingerprint: s.fingerprint()}

