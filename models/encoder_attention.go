@@ -1,6 +1,8 @@
 package models
 
 import (
+	"math"
+
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
 	. "github.com/gomlx/gomlx/core/graph"
@@ -24,7 +26,8 @@ func (c *attentionPass) attendAll(q, k, v *Node, drop func(weights *Node) *Node)
 	return Reshape(TransposeAllAxes(out, 0, 2, 1, 3, 4), batch, length, heads*headDim)
 }
 
-// segmentMask is [attentionPass.mask] without causality.
+// segmentMask is [attentionPass.mask] without causality. It is NaN where rows of a prefix
+// stand before several segments.
 func (c *attentionPass) segmentMask() *Node {
 	const key = -1 // no window has this length
 	if m, ok := c.masks[key]; ok {
@@ -38,6 +41,13 @@ func (c *attentionPass) segmentMask() *Node {
 	visible := LogicalOr(Equal(own, other), LogicalOr(Equal(own, ZerosLike(own)), Equal(own, virtual)))
 	visible = LogicalOr(LogicalAnd(visible, NotEqual(other, ZerosLike(other))), Equal(other, virtual))
 	added := Where(visible, ScalarZero(g, dtypes.Float32), Scalar(g, dtypes.Float32, invisible))
+	if c.rows > 0 {
+		// Rows of a prefix would see, and pass on, all texts that are packed with them.
+		last := BroadcastToShape(ReduceAndKeep(other, ReduceMax, -1), other.Shape())
+		several := LogicalAnd(LessThan(other, last), GreaterThan(other, ZerosLike(other)))
+		several = BroadcastToShape(several, added.Shape())
+		added = Where(several, Scalar(g, dtypes.Float32, math.NaN()), added)
+	}
 	c.masks[key] = Reshape(added, own.Shape().Dimensions[0], 1, c.length, 1, c.slots)
 	return c.masks[key]
 }

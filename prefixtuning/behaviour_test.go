@@ -86,6 +86,18 @@ func packed() placed {
 	return placed{[][]int32{ids}, [][]int32{positions}, [][]int32{segments}, func(r, i int) (int, int) { return 0, offsets[r] + i }}
 }
 
+// scores gives those of each text's tokens.
+func (p placed) scores(t *testing.T, pm *peft.PeftModel) func(r, i int) []float32 {
+	flat := run(t, pm, input{ids: tensors.FromValue(p.ids), positions: tensors.FromValue(p.positions), segments: tensors.FromValue(p.segments)}).scores
+	length := len(p.ids[0])
+	width := len(flat) / len(p.ids) / length
+	return func(r, i int) []float32 {
+		row, column := p.at(r, i)
+		at := (row*length + column) * width
+		return flat[at : at+width]
+	}
+}
+
 // Rows mean the same padded on the right, padded on the left, and packed into one.
 func TestPlaces(t *testing.T) {
 	for _, name := range []string{"llama", "gpt2", "mistral", "gemma3_text", "opt"} {
@@ -93,22 +105,36 @@ func TestPlaces(t *testing.T) {
 			t.Run(name+"/"+method, func(t *testing.T) {
 				backendtest.Sample(t, 12)
 				pm := attach(t, family(t, name), config)
-				scores := func(p placed) func(r, i int) []float32 {
-					flat := run(t, pm, input{ids: tensors.FromValue(p.ids), positions: tensors.FromValue(p.positions), segments: tensors.FromValue(p.segments)}).scores
-					length := len(p.ids[0])
-					width := len(flat) / len(p.ids) / length
-					return func(r, i int) []float32 {
-						row, column := p.at(r, i)
-						at := (row*length + column) * width
-						return flat[at : at+width]
-					}
-				}
-				right, left, one := scores(alone()), scores(onTheLeft()), scores(packed())
+				right, left, one := alone().scores(t, pm), onTheLeft().scores(t, pm), packed().scores(t, pm)
 				for r, text := range texts {
 					for i := range text {
 						what := fmt.Sprintf("text %d, token %d", r, i)
 						basetest.RequireClose(t, right(r, i), left(r, i), 1e-5, what+", padded on the left")
 						basetest.RequireClose(t, right(r, i), one(r, i), 1e-5, what+", packed")
+					}
+				}
+			})
+		}
+	}
+}
+
+// Rows of encoders, too, but for prompts of embeddings, which see all texts that they are
+// packed with: that is no number.
+func TestPlacesOfEncoders(t *testing.T) {
+	for _, name := range []string{"bert_masked", "roberta_masked", "distilbert_masked", "albert_masked"} {
+		for method, config := range methods(3) {
+			t.Run(name+"/"+method, func(t *testing.T) {
+				backendtest.Sample(t, 6)
+				pm := attach(t, basetest.Load(t, fixture(t, "encoders", name)), config)
+				right, left, one := alone().scores(t, pm), onTheLeft().scores(t, pm), packed().scores(t, pm)
+				for r, text := range texts {
+					for i := range text {
+						basetest.RequireClose(t, right(r, i), left(r, i), 1e-5, "padded on the left")
+						if method == "prefix" || method == "projection" {
+							basetest.RequireClose(t, right(r, i), one(r, i), 1e-5, "packed")
+						} else {
+							require.True(t, math.IsNaN(float64(one(r, i)[0])), "packed behind a prompt")
+						}
 					}
 				}
 			})

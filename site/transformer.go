@@ -51,7 +51,8 @@ func (s *Sublayer) Join(y *graph.Node) *graph.Node {
 // tokens, whose positions move by as many.
 //
 // Every token sees the virtual ones, whatever its segment and wherever its row is padded;
-// a window that ends before them hides them.
+// a window that ends before them hides them. In models that read in both directions rows see
+// the tokens, too, and several segments after them make NaN.
 type Prefix struct {
 	// Keys and Values are those of the slots, for each layer [slots, kvHeads, headDim] in
 	// any float dtype. They have no position: no rotation is applied to them.
