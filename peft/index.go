@@ -95,7 +95,7 @@ func loadAdapters(base site.Base, dir string) (*PeftModel, error) {
 		}
 	}
 	all, err := pm.With(names...)
-	if err != nil || len(trained) == 0 || len(trained) == len(names) {
+	if err != nil || len(trained) == len(names) {
 		return all, err
 	}
 	return all.Training(trained...)
@@ -133,6 +133,9 @@ func parseIndex(data []byte) (*adapterIndex, error) {
 		return nil, fmt.Errorf("%s: it lists no adapter", indexFile)
 	}
 	seen := map[string]bool{}
+	if !slices.ContainsFunc(index.Adapters, func(e indexedEntry) bool { return !e.Frozen }) {
+		return nil, fmt.Errorf("%s: all adapters are frozen, want one that is trained", indexFile)
+	}
 	for i, entry := range index.Adapters {
 		if err := checkName(entry.Name); err != nil {
 			return nil, fmt.Errorf("%s: adapter %d: %w", indexFile, i, errors.New(strings.TrimPrefix(err.Error(), "peft: ")))

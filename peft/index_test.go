@@ -49,6 +49,7 @@ func TestLoadAdapters(t *testing.T) {
 		{`{"version": 1, "adapters": [{"name": "a/b", "folder": "a"}]}`, "not usable as a folder name"},
 		{`{"version": 1, "adapters": [{"name": "domain", "folder": "domain", "peft_type": "IA3"}]}`, `of type "IA3", its folder says "LORA"`},
 		{`{"version": 1, "adapters": [{"name": "a", "folder": "domain", "peft_type": "LORA"}, {"name": "a", "folder": "domain"}]}`, `two adapters have the name "a"`},
+		{`{"version": 1, "adapters": [{"name": "domain", "folder": "domain", "peft_type": "LORA", "frozen": true}]}`, "all adapters are frozen"},
 		{`[`, "unexpected end"},
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "adapters.json"), []byte(broken.index), 0o666))
