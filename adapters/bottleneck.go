@@ -50,8 +50,8 @@ type BottleneckConfig struct {
 	InitWeights BottleneckInit `json:"init_weights"`
 	// InitWeightsSeed, if not 0, makes all modules start with the same values.
 	InitWeightsSeed int64 `json:"init_weights_seed"`
-	// IsParallel gives the adapter the input of the sublayer, the residual, in place of its
-	// output, to which the result is added.
+	// IsParallel gives the adapter what the sublayer's output will be added to, which mostly is
+	// the sublayer's input, in place of that output, to which the result is added.
 	IsParallel bool `json:"is_parallel"`
 	// Scaling multiplies the result.
 	Scaling Scaling `json:"scaling"`
