@@ -38,6 +38,13 @@ func TestLoadAdapters(t *testing.T) {
 		require.Equal(t, want, have, name)
 	}
 
+	// One alone in the same folder is no longer one of several.
+	one, err := got.With("default")
+	require.NoError(t, err)
+	require.NoError(t, one.SavePretrained(dir))
+	_, err = peft.LoadAdapters(base, dir)
+	require.ErrorContains(t, err, "has no adapters.json")
+
 	// Again into the same folder, and one of them alone.
 	require.NoError(t, got.SavePretrained(dir))
 	_, err = peft.LoadAdapter(base, filepath.Join(dir, "domain"))

@@ -20,7 +20,7 @@ const cardFile = "README.md"
 // [DefaultAdapter] into dir itself, others into dir/NAME, each as
 // adapter_config.json and adapter_model.safetensors (float32), for some methods a second
 // file of tensors (see [Param].Beside), and a README.md unless dir has one. Several are listed
-// in adapters.json, which [LoadAdapters] reads.
+// in adapters.json, which [LoadAdapters] reads; one that is saved alone ends such a list.
 //
 // All is written beside the target and read back before anything under dir
 // changes. If dir is new or holds nothing but the files of this adapter it is then
@@ -155,6 +155,8 @@ func (pm *PeftModel) moveInto(part, dir string) error {
 	}
 	if len(pm.active) > 1 {
 		paths = append(paths, indexFile)
+	} else {
+		stale = append(stale, indexFile) // it would pair this adapter with others that were saved before it
 	}
 	for _, path := range append(paths, cardFile) {
 		if err := os.Rename(filepath.Join(part, path), filepath.Join(dir, path)); err != nil {

@@ -49,8 +49,11 @@ var measured = []struct {
 	checkpoint bool
 	gib        float64
 }{
+	{"llama-2-7b", nil, queryValue, 512, false, 18.42},
+	{"llama-2-7b", nil, allLinear, 512, false, 18.85},
 	{"llama-2-7b", nil, allLinear, 2048, true, 16.3},
 	{"llama-2-7b", quant.NF4{DoubleQuant: true}, queryValue, 512, false, 9.53},
+	{"llama-2-7b", quant.NF4{DoubleQuant: true}, lora.LoraConfig{R: 8, LoraDropout: 0.1, TargetModules: peft.Modules("q_proj", "v_proj")}, 512, false, 9.55},
 	{"llama-2-7b", quant.NF4{DoubleQuant: true}, queryValue, 512, true, 4.76},
 	{"llama-2-7b", quant.NF4{DoubleQuant: true}, allLinear, 512, false, 9.89},
 	{"llama-2-7b", quant.NF4{DoubleQuant: true}, allLinear, 2048, true, 7.64},
