@@ -71,12 +71,20 @@ func testClassificationStep(t *testing.T, family, folder string, count int) {
 			require.NoError(t, err)
 			host, err := layout.Host(gradients[:len(gradients)-1])
 			require.NoError(t, err)
+			var largest float64
+			for _, got := range host {
+				for _, g := range got {
+					largest = max(largest, math.Abs(float64(g))/4)
+				}
+			}
+			// Some hundred roundings by 6e-8 of what is summed.
+			tolerance := 1e-5 * max(1, 3*largest)
 			checked := 0
 			for name, got := range host {
 				for i := range got {
 					got[i] /= 4 // of the sum, not the mean
 				}
-				require.LessOrEqual(t, maxDifference(floats("gradient/"+name), got), 1e-5, name)
+				require.LessOrEqual(t, maxDifference(floats("gradient/"+name), got), tolerance, name)
 				checked++
 			}
 			require.Equal(t, count, checked)
